@@ -1,0 +1,83 @@
+# The interface of the project: `make all` and `make test` on a fresh machine, nothing to install by hand.
+
+PROFILE     ?= quick
+DATA_SOURCE ?= auto
+VENV        ?= 1
+PYTHON      ?= python3
+
+# A task is a folder that holds a percent script of its own name.
+TASKS := $(sort $(foreach d,$(wildcard *task*),$(if $(wildcard $(d)/$(d).py),$(d))))
+
+ifeq ($(VENV),0)
+  PY    := $(PYTHON)
+  READY :=
+else
+  PY    := .venv/bin/python
+  READY := .venv/ready
+endif
+
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE)
+
+.DEFAULT_GOAL := help
+.PHONY: help all test data pdf score results publish check bench clean distclean $(TASKS)
+
+help:  ## this text
+	@echo "usage: make <target> [PROFILE=quick|standard|full] [DATA_SOURCE=auto|official|standin]"
+	@echo
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
+	@echo
+	@echo "  <task>      one task: data, executed notebook, weights and PDF in build/PROFILE/<task>/"
+	@for task in $(TASKS); do echo "                $$task"; done
+	@echo
+	@echo "  PROFILE      smoke (seconds, for tests), quick (CPU, minutes), standard (CPU, up to an hour"
+	@echo "               a task), full (every event of the official files, one GPU)"
+	@echo "  DATA_SOURCE  auto: official files if they are on disk, else simulated stand-in events;"
+	@echo "               official: download them; standin: simulate"
+	@echo "  VENV=0 PYTHON=python3   use an interpreter that already has the packages"
+
+all: $(READY)  ## environment, data, every notebook executed, weights, PDFs (build/PROFILE/)
+	@$(PY) -m tools.regenerate $(FLAGS)
+
+test: $(READY)  ## the test suite
+	@$(PY) -m pytest
+
+data: $(READY)  ## only the data of every task
+	@$(PY) -m tools.regenerate $(FLAGS) --stage data
+
+$(TASKS): $(READY)
+	@$(PY) -m tools.regenerate $(FLAGS) $@
+
+pdf: $(READY)  ## write the PDFs of the executed notebooks again
+	@$(PY) -m tools.regenerate $(FLAGS) --stage pdf
+
+score: $(READY)  ## score an independent sample: TASK=common_task1 DATA=a.hdf5[,b.hdf5] [MODEL=...] [OUT=...]
+	@$(PY) -m tools.score $(TASK) --data "$(DATA)" $(if $(MODEL),--model $(MODEL)) $(if $(OUT),--out "$(OUT)")
+
+publish: $(READY)  ## promote complete runs of PROFILE into the task folders and weights/ [TASK=...]
+	@$(PY) -m tools.publish --profile $(PROFILE) $(TASK)
+
+results: $(READY)  ## results table of README.md and model cards, from weights/*/metrics.json
+	@$(PY) -m tools.results_table
+
+check: $(READY)  ## published notebooks, weights, tables and sources agree; code style
+	@$(PY) -m tools.check_notebooks
+
+bench: $(READY)  ## speed ratios: simulation, loading, training, inference
+	@$(PY) -m benchmarks
+
+clean:  ## remove build/ and caches (keeps data and .venv)
+	@rm -rf build .pytest_cache .ruff_cache data/files/cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove data/files and .venv too
+	@rm -rf data/files .venv *.egg-info
+
+# Made anew only when the requirements change; a broken attempt leaves no `ready` behind.
+.venv/ready: requirements.txt requirements-colab.txt pyproject.toml
+	@echo "setting up .venv (some minutes, once) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: CPython 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one with PYTHON=...")'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@

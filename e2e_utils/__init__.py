@@ -1,0 +1,1 @@
+"""What every task needs: data, splits, metrics, plots, checkpoints, seeds. No models."""

@@ -1,0 +1,167 @@
+"""Events for the tasks: official files where they are on disk, else simulated stand-ins.
+
+Every loader prints one line that says which events were loaded, and keeps them as SparseImages in
+a cache that is built once per set of source files.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.catalog import dataset
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+from e2e_utils.files import sha256
+from e2e_utils.hdf5_schema import check_images_file, iter_images, read_labels
+from e2e_utils.sparse_images import SparseImages
+
+PROFILES = ("smoke", "quick", "standard", "full")
+SOURCES = ("auto", "official", "standin")
+SOURCE_WORDS = {
+    "official": "official events",
+    "standin": "simulated stand-in events",
+    "file": "events of the given files",
+}
+STORE_VERSION = 1  # raise it when the store's layout or the pixels' treatment changes
+
+
+@dataclass(frozen=True)
+class EventDataset:
+    """Labelled images and where they come from."""
+
+    images: SparseImages  # N events of shape (C, H, W)
+    y: np.ndarray  # (N,) int64
+    source: str  # "official", "standin" or "file"
+    fingerprint: str  # 16 hex digits of the content of the source files
+    description: str  # one line
+    files: list[str]  # names, without folders
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def words(self) -> str:
+        """What the events are, for running text."""
+        return SOURCE_WORDS[self.source]
+
+
+def load_electron_photon(
+    source: str = "auto",
+    profile: str = "quick",
+    path: str | Path | Sequence[str | Path] | None = None,
+    require_both_classes: bool = True,
+) -> EventDataset:
+    """Electrons (label 1) and photons (label 0) as (2, 32, 32) images: energy / 50 GeV and time.
+
+    ``source``: "official", "standin" (simulated now if missing) or "auto", the official files if
+    they are on disk and the stand-in otherwise. ``profile`` limits the number of events. ``path``
+    reads all events of other files with the official schema instead: one file or several (a list,
+    or one string with commas), each of one class or of both.
+
+    The events come in the order of the files, class after class: split them with
+    ``e2e_utils.splits``, which shuffles. Raises InputError for unusable files and, unless
+    ``require_both_classes`` is false, for events of one class only.
+    """
+    catalog = dataset("electron_photon")
+    if path is None:
+        source, files, limit = _training_files(catalog, source, profile)
+        labels = [entry["label"] for entry in catalog["file"]]
+    else:
+        source, files, limit = "file", _as_paths(path), None
+        labels = [None] * len(files)
+    keys = catalog["file"][0]["keys"]
+    lengths = [check_images_file(file, keys) for file in files]
+    if limit is not None:  # balanced, also where one file is shorter
+        lengths = [min(limit, *lengths)] * len(files)
+    y = [read_labels(file, "y", n) for file, n in zip(files, lengths, strict=True)]
+    for file, label, file_y in zip(files, labels, y, strict=True):
+        if label is not None and (file_y != label).any():
+            raise InputError(
+                f"{file}: expected label {label} for every event, found {1 - label}; "
+                "the two files may be swapped, fetch them again (make data)"
+            )
+    y = np.concatenate(y)
+    if require_both_classes and len(np.unique(y)) < 2:
+        names = ", ".join(map(str, files))
+        raise InputError(
+            f"{names}: expected photons (0) and electrons (1), found only label {y[0]}; "
+            "give a file of the other class too"
+        )
+    fingerprint = _fingerprint(files, lengths)
+    images = _cached_images(files, lengths, fingerprint)
+    n_photon, n_electron = np.bincount(y, minlength=2)
+    names = [file.name for file in files]
+    description = (
+        f"{n_photon:,} photons and {n_electron:,} electrons, {SOURCE_WORDS[source]} "
+        f"({', '.join(names)})"
+    )
+    print(f"Data: {description}")
+    return EventDataset(images, y, source, fingerprint, description, names)
+
+
+LOADERS: dict[str, Callable[..., EventDataset]] = {"common_task1": load_electron_photon}
+
+
+def prepare(task: str, profile: str, source: str) -> str:
+    """Make sure that a task's events are on disk (download, simulate, cache); one-line report."""
+    if task not in LOADERS:
+        raise InputError(f"{task}: expected a task with a loader, found none; known: {[*LOADERS]}")
+    if source == "official":
+        from data.download import download_dataset
+
+        download_dataset("electron_photon")
+    return LOADERS[task](source, profile).description
+
+
+def _training_files(catalog: dict, source: str, profile: str) -> tuple[str, list[Path], int]:
+    """Which source it is, its files, and the events to take from each."""
+    _check_choice("source", source, SOURCES)
+    _check_choice("profile", profile, PROFILES)
+    n_events = catalog["events"][profile]
+    official = [paths.OFFICIAL / entry["name"] for entry in catalog["file"]]
+    missing = [file for file in official if not file.is_file()]
+    if source == "official" and missing:
+        raise InputError(
+            f"{missing[0]}: expected the official file, found none; fetch it with "
+            "`make data DATA_SOURCE=official`"
+        )
+    if source == "standin" or missing:
+        from data.simulate.egamma import generate
+
+        return "standin", [Path(file) for file in generate(n_events, paths.STANDIN)], n_events // 2
+    return "official", official, n_events // 2
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(known)}, found {value!r}; correct it")
+
+
+def _as_paths(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    if isinstance(path, str):
+        path = [part.strip() for part in path.split(",") if part.strip()]
+    elif isinstance(path, Path):
+        path = [path]
+    if not path:
+        raise InputError("DATA: expected one or more HDF5 files, found none; name them")
+    return [Path(file).expanduser() for file in path]
+
+
+def _fingerprint(files: Sequence[Path], lengths: Sequence[int]) -> str:
+    """16 hex digits that change with the content of the files, their order and the limits."""
+    content = [STORE_VERSION, [sha256(file) for file in files], list(lengths)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _cached_images(files: Sequence[Path], lengths: Sequence[int], fingerprint: str) -> SparseImages:
+    folder = paths.CACHE / fingerprint
+    if not folder.is_dir():
+        sources = zip(files, lengths, strict=True)
+        SparseImages.from_chunks(
+            (chunk for file, n in sources for chunk in iter_images(file, "X", n)), folder
+        )
+    return SparseImages.open(folder)

@@ -1,0 +1,67 @@
+"""Writing without half-written files, and content hashes that are computed once."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from e2e_utils.paths import DATA_FILES
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` (file or folder); move it into place on success.
+
+    On an exception the temporary file or folder is removed and ``path`` is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            remove(path)  # os.replace cannot put a folder over a filled one
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file; for files below ``DATA_FILES`` remembered by size and time."""
+    path = Path(path).resolve()
+    memory_file = DATA_FILES / "sha256.json"
+    remembered = path.is_relative_to(DATA_FILES.resolve())
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns]
+    if remembered:
+        memory = json.loads(memory_file.read_text()) if memory_file.exists() else {}
+        entry = memory.get(path.name, {})
+        if entry.get("state") == state:
+            return entry["sha256"]
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if remembered:
+        memory[path.name] = {"state": state, "sha256": digest}
+        write_json(memory_file, memory)
+    return digest

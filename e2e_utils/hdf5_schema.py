@@ -1,0 +1,127 @@
+"""Checks of HDF5 files against the official schema, and reading them chunk by chunk.
+
+Every refusal is one line: which file, what was expected, what was found, what to do.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from e2e_utils.errors import InputError
+
+CHUNK_EVENTS = 2000
+FETCH_AGAIN = "get the file again (make data) or give another one"
+
+
+@contextmanager
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """Open for reading; raises InputError if missing, empty, cut short or not HDF5."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: expected an HDF5 file, found none; check the path")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: expected an HDF5 file, found an empty file; {FETCH_AGAIN}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        kind = "a truncated file" if "truncated" in str(error) else "something else"
+        raise InputError(
+            f"{path}: expected a complete HDF5 file, found {kind}; {FETCH_AGAIN}"
+        ) from error
+    with file:
+        yield file
+
+
+def check_images_file(
+    path: str | Path, keys: Mapping[str, Mapping], label: str | None = "y"
+) -> int:
+    """Compare a file's datasets with ``keys`` of data/catalog.toml; return its number of events.
+
+    ``keys`` maps each name to its ``shape`` (the first axis, events, may have any length) and
+    ``dtype``. Floats of another precision are accepted, since they hold the same quantity;
+    integers are refused where floats are expected: such images were rescaled to grey levels.
+    Only ``label`` may have any numeric type, its values tell. No event is read.
+    """
+    with open_hdf5(path) as file:
+        for key, schema in keys.items():
+            kinds = "iubf" if key == label else np.dtype(schema["dtype"]).kind
+            _check_dataset(path, file, key, schema, kinds)
+        lengths = {key: len(file[key]) for key in keys}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{n} in {key!r}" for key, n in lengths.items())
+        raise InputError(
+            f"{path}: expected as many events in every dataset, found {found}; {FETCH_AGAIN}"
+        )
+    n_events = next(iter(lengths.values()))
+    if n_events == 0:
+        raise InputError(f"{path}: expected events, found none in {list(keys)}; {FETCH_AGAIN}")
+    return n_events
+
+
+def read_labels(path: str | Path, key: str = "y", n_events: int | None = None) -> np.ndarray:
+    """The first ``n_events`` labels as (n,) int64; raises InputError for others than 0 and 1."""
+    with open_hdf5(path) as file, readable(path, key):
+        labels = file[key][:n_events]
+    wrong = labels[~np.isin(labels, (0, 1))]
+    if len(wrong):
+        raise InputError(
+            f"{path}: expected labels 0 (photon) and 1 (electron) in {key!r}, found "
+            f"{wrong[0]:g} and {len(wrong) - 1} more; correct the labels"
+        )
+    return labels.astype(np.int64)
+
+
+def iter_images(
+    path: str | Path, key: str = "X", n_events: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield chunks (b, C, H, W) float32 of the first ``n_events`` channel-last images.
+
+    Raises InputError for a NaN or an infinity (file and event) and for unreadable chunks.
+    """
+    with open_hdf5(path) as file:
+        images = file[key]
+        stop = len(images) if n_events is None else min(n_events, len(images))
+        for start in range(0, stop, CHUNK_EVENTS):
+            with readable(path, key), np.errstate(over="ignore"):
+                chunk = images[start : min(start + CHUNK_EVENTS, stop)].astype(np.float32)
+            finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)  # (b,)
+            if not finite.all():
+                raise InputError(
+                    f"{path}: expected finite pixels, found NaN or infinity in event "
+                    f"{start + int(np.argmin(finite))} of {key!r}; remove or repair the event"
+                )
+            yield chunk.transpose(0, 3, 1, 2)  # (b, H, W, C) -> (b, C, H, W)
+
+
+@contextmanager
+def readable(path: str | Path, key: str) -> Iterator[None]:
+    """Report compressed chunks that cannot be decoded as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected readable data in {key!r}, found damaged chunks; {FETCH_AGAIN}"
+        ) from error
+
+
+def _check_dataset(
+    path: str | Path, file: h5py.File, key: str, schema: Mapping, kinds: str
+) -> None:
+    if not isinstance(file.get(key), h5py.Dataset):
+        found = ", ".join(map(repr, file)) or "no dataset"
+        raise InputError(f"{path}: expected dataset {key!r}, found {found}; rename or add it")
+    dataset, shape = file[key], schema["shape"]
+    if dataset.ndim != len(shape) or dataset.shape[1:] != tuple(shape[1:]):
+        expected = "(" + ", ".join(["n", *map(str, shape[1:])]) + ")"
+        raise InputError(
+            f"{path}: expected {key!r} of shape {expected}, found {dataset.shape}; "
+            "bring it to the official shape (data/README.md)"
+        )
+    if dataset.dtype.kind not in kinds:
+        raise InputError(
+            f"{path}: expected {key!r} of type {schema['dtype']}, found {dataset.dtype}; "
+            "give the values in the official units (data/README.md)"
+        )

@@ -1,0 +1,217 @@
+"""What a notebook needs around its physics: its definitions for tests, its run, its results."""
+
+import ast
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import torch
+from IPython import get_ipython
+from IPython.display import Markdown, display
+
+from e2e_utils.datasets import PROFILES, SOURCES
+from e2e_utils.errors import InputError
+from e2e_utils.evaluation import write_metrics
+from e2e_utils.paths import list_tasks, run_directory, script_path
+
+CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "onnx", "onnxruntime")
+DISPLAY_ID = "results"
+COLUMN_NAMES = {
+    "roc_auc": "ROC-AUC",
+    "accuracy": "accuracy",
+    "background_rejection_50": "background rejection at 50 % efficiency",
+    "background_rejection_80": "background rejection at 80 % efficiency",
+    "expected_calibration_error": "calibration error",
+}
+
+
+def load_definitions(task: str) -> ModuleType:
+    """The imports, UPPER_CASE constants, functions and classes of a task's percent script.
+
+    Nothing else is executed: no data is read, nothing is trained. The module is put into
+    ``sys.modules`` under the task's name, so that its classes can be pickled.
+    """
+    path = script_path(task)
+    if not path.is_file():
+        raise InputError(
+            f"{task}: expected a task, found none; known: {', '.join(list_tasks()) or 'none'}"
+        )
+    source = path.read_text(encoding="utf-8")
+    loaded = sys.modules.get(task)
+    if getattr(loaded, "__source__", None) == source:
+        return loaded
+    tree = ast.parse(source, filename=str(path))
+    tree.body = [node for node in tree.body if _is_definition(node)]
+    module = ModuleType(task, ast.get_docstring(tree))
+    module.__file__, module.__source__ = str(path), source
+    sys.modules[task] = module
+    try:
+        exec(compile(tree, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[task]
+        raise
+    return module
+
+
+def _is_definition(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign):
+        names = [n for target in node.targets for n in getattr(target, "elts", [target])]
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        names = [node.target]
+    else:
+        return isinstance(node, DEFINITIONS)
+    return all(isinstance(n, ast.Name) and CONSTANT.fullmatch(n.id) for n in names)
+
+
+@dataclass
+class Run:
+    """One execution of a notebook and the folder of its products."""
+
+    task: str
+    profile: str
+    data_source: str
+    directory: Path
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the run started."""
+        return time.monotonic() - self.started
+
+    def summary(self) -> str:
+        """One line for the top of a notebook: what runs where."""
+        return f"{self.task}, {environment_summary(self.profile)}"
+
+    def save_metrics(self, **fields: object) -> dict:
+        """Write metrics.json from its ``fields`` and return it.
+
+        Task, profile, device, seconds and provenance are added; the schema is that of
+        ``e2e_utils.evaluation``. ``provenance`` given as a field extends what is added.
+        """
+        data = fields.get("data", {})
+        device, seconds = device_name(), round(self.seconds, 1)
+        provenance = {
+            "profile": self.profile,
+            "data_source": data.get("source", self.data_source),
+            "fingerprint": data.get("fingerprint", ""),
+            "device": device,
+            "cores": available_cores(),
+            "seconds": seconds,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+        }
+        metrics = {
+            "task": self.task,
+            "profile": self.profile,
+            **fields,
+            "device": device,
+            "seconds": seconds,
+            "provenance": provenance | fields.get("provenance", {}),
+        }
+        write_metrics(self.directory / "metrics.json", metrics)
+        return metrics
+
+
+def start_run(task: str, profile: str, data_source: str = "auto") -> Run:
+    """Check the parameters, make the run's folder and start its clock."""
+    if profile not in PROFILES:
+        raise InputError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {profile!r}")
+    if data_source not in SOURCES:
+        raise InputError(
+            f"DATA_SOURCE: expected one of {', '.join(SOURCES)}, found {data_source!r}"
+        )
+    directory = run_directory(profile, task)
+    directory.mkdir(parents=True, exist_ok=True)
+    return Run(task, profile, data_source, directory)
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages that results depend on, where installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def device_name() -> str:
+    """The accelerator's product name, or "CPU"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def environment_summary(profile: str) -> str:
+    """One line: profile, device, cores, versions."""
+    return (
+        f"profile {profile} | {device_name()}, {available_cores()} cores, "
+        f"{torch.get_num_threads()} threads | Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def format_entry(entry: dict[str, float], digits: int = 4) -> str:
+    """ "value [low, high]" and, over several seeds, "± their spread"."""
+    text = f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+    return f"{text} ± {entry['seed_std']:.{digits}f}" if "seed_std" in entry else text
+
+
+def results_frame(
+    models: Mapping[str, Mapping[str, Mapping]], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Models as rows, metrics as columns (those of the first model unless given), as text."""
+    columns = (
+        [n for n in next(iter(models.values())) if n != "info"] if columns is None else columns
+    )
+    rows = {
+        model: {n: format_entry(entries[n]) if n in entries else "" for n in columns}
+        for model, entries in models.items()
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+    return frame.rename(columns=COLUMN_NAMES).rename_axis("model")
+
+
+def result_table(metrics: dict) -> pd.DataFrame:
+    """This task's model, arms, baselines and floors as rows; metrics as columns, headline first."""
+    models = {"this network": metrics["metrics"]}
+    for group in ("arms", "baselines", "floors"):
+        for name, entries in metrics[group].items():
+            label = entries.get("info", {}).get("description", name.replace("_", " "))
+            models[label] = entries
+    headline = metrics["headline"]
+    return results_frame(models, [headline, *(n for n in metrics["metrics"] if n != headline)])
+
+
+def show_results(task: str) -> None:
+    """Reserve the place of the result table; ``update_results`` fills it when the run ends."""
+    _display(f"*The results of {task} appear here when the run ends.*", update=False)
+
+
+def update_results(metrics: dict) -> None:
+    """Put the result table in the place that ``show_results`` reserved."""
+    _display(result_table(metrics), update=True)
+
+
+def _display(content: pd.DataFrame | str, update: bool) -> None:
+    """Display in a notebook under a fixed id; print in plain Python."""
+    if get_ipython() is None:
+        print(content)
+        return
+    content = Markdown(content) if isinstance(content, str) else content
+    display(content, display_id=DISPLAY_ID, update=update)

@@ -1,0 +1,300 @@
+"""nbconvert exporter: notebook to PDF through pandoc and Typst, offline and reproducible.
+
+``jupyter nbconvert --to typstpdf any.ipynb`` or ``python -m tools.notebook_pdf any.ipynb``.
+pandoc translates Markdown, HTML tables and formulas (reader.lua); the look is in notebook.typ.
+The same notebook gives the same bytes: no dates, no fonts of the system.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+from nbconvert.exporters import Exporter
+
+from e2e_utils.errors import InputError
+from tools.notebook_outputs import clean_outputs, joined, preferred
+
+HERE = Path(__file__).resolve().parent
+TEMPLATE = HERE / "notebook.typ"
+READER = HERE / "reader.lua"
+
+SOURCE_LABELS = {
+    "official": "official data",
+    "standin": "simulated stand-in data",
+    "file": "data from a file",
+}
+MAX_LINES = 120  # of one text output; the notebook has them all
+PIXELS_PER_INCH = 100  # of the notebooks' figures
+PRINT_SCALE = 0.74  # figures shrink with the text, so that two fit on a page beside their code
+# Imported by name: Typst's formulas know functions called accent, mono, ...
+TEMPLATE_NAMES = (
+    "notebook",
+    "title-block",
+    "contents",
+    "input-cell",
+    "plain-output",
+    "figure-output",
+    "horizontalrule",
+)
+DATA_URI = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,([A-Za-z0-9+/=\s]+)")
+
+
+class TypstPDFExporter(Exporter):
+    """PDF via pandoc and Typst (no browser, no TeX)."""
+
+    export_from_notebook = "PDF via Typst"
+    output_mimetype = "application/pdf"
+
+    def _file_extension_default(self) -> str:
+        return ".pdf"
+
+    def from_notebook_node(self, nb, resources=None, **kw):
+        nb, resources = super().from_notebook_node(nb, resources, **kw)
+        metadata = resources.get("metadata", {})
+        folder = Path(metadata.get("path") or ".")
+        return notebook_to_pdf(nb, folder, metadata.get("name", "notebook")), resources
+
+
+def notebook_to_pdf(nb: dict, base: Path, name: str = "notebook") -> bytes:
+    """PDF bytes of a notebook; images of Markdown cells are looked up below ``base``.
+
+    Raises InputError for formulas that pandoc cannot translate and for missing images.
+    """
+    with tempfile.TemporaryDirectory(prefix="typst-") as temporary:
+        folder = Path(temporary)
+        body = pandoc_body(notebook_parts(nb, folder), base, folder, name)
+        shutil.copy(TEMPLATE, folder / TEMPLATE.name)
+        document = folder / "document.typ"
+        document.write_text(preamble(nb, name) + body, encoding="utf-8")
+        return compile_typst(document, name)
+
+
+def notebook_hash(nb: dict) -> str:
+    """16 hex digits over what a reader sees: cells, outputs and the run's description."""
+    cells = [
+        {
+            "type": cell["cell_type"],
+            "source": joined(cell["source"]),
+            "outputs": normal_form(cell.get("outputs", [])),
+        }
+        for cell in nb["cells"]
+    ]
+    content = [cells, nb.get("metadata", {}).get("e2e", {})]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def normal_form(outputs: object) -> object:
+    """Outputs with multi-line strings joined: nbformat writes lists and reads strings."""
+    if isinstance(outputs, list):
+        if outputs and all(isinstance(item, str) for item in outputs):
+            return "".join(outputs)
+        return [normal_form(item) for item in outputs]
+    if isinstance(outputs, dict):
+        return {key: normal_form(value) for key, value in outputs.items()}
+    return outputs
+
+
+def layout_hash() -> str:
+    """16 hex digits over the sources of this package: a new look makes PDFs out of date."""
+    digest = hashlib.sha256()
+    for path in sorted([*HERE.glob("*.py"), TEMPLATE, READER]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def notebook_parts(nb: dict, folder: Path) -> list[dict]:
+    """The notebook as a list of Markdown, HTML and Typst pieces; images are put into ``folder``."""
+    parts = []
+    for number, cell in enumerate(nb["cells"], 1):
+        if cell["cell_type"] == "markdown":
+            attachments = write_attachments(cell.get("attachments", {}), folder, number)
+            text = extract_data_uris(joined(cell["source"]), folder, number)
+            parts.append(part("markdown", text, number, attachments))
+        elif cell["cell_type"] == "code" and joined(cell["source"]).strip():
+            count = cell.get("execution_count")
+            source = typst_string(joined(cell["source"]).rstrip())
+            shown = "none" if count is None else f'"[{count}]"'
+            parts.append(part("typst", f"#input-cell({source}, count: {shown})", number))
+            for index, output in enumerate(clean_outputs(cell.get("outputs", []))):
+                piece = output_part(output, folder, number, index)
+                if piece:
+                    parts.append(piece)
+    return parts
+
+
+def part(kind: str, text: str, cell: int, attachments: dict[str, str] | None = None) -> dict:
+    return {"kind": kind, "text": text, "cell": cell, "attachments": attachments or {}}
+
+
+def output_part(output: dict, folder: Path, cell: int, index: int) -> dict | None:
+    """One cleaned output as a piece of the document, None where it has nothing to show."""
+    if output["output_type"] == "stream":
+        return plain_part(output["text"], output["name"], cell)
+    if output["output_type"] == "error":
+        return plain_part("\n".join(output["traceback"]), "error", cell)
+    chosen = preferred(output["data"])
+    if chosen is None:
+        return None
+    kind, content = chosen
+    if kind == "text/plain":
+        return plain_part(content, "stdout", cell)
+    if kind == "text/html":
+        return part("html", extract_data_uris(content, folder, cell), cell)
+    if kind.startswith("text/"):
+        return part("markdown", extract_data_uris(content, folder, cell), cell)
+    return figure_part(kind, content, folder, cell, index)
+
+
+def plain_part(text: str, kind: str, cell: int) -> dict | None:
+    lines = [line.rstrip() for line in text.strip("\n").split("\n")]
+    if not any(lines):
+        return None
+    if len(lines) > MAX_LINES:
+        left_out = len(lines) - MAX_LINES
+        lines = [*lines[:MAX_LINES], f"… {left_out} more lines in the notebook"]
+    return part(
+        "typst", f'#plain-output({typst_string(chr(10).join(lines))}, kind: "{kind}")', cell
+    )
+
+
+def figure_part(kind: str, content: str, folder: Path, cell: int, index: int) -> dict:
+    suffix = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}[kind]
+    path = folder / f"figure-{cell}-{index}.{suffix}"
+    if suffix == "svg":
+        path.write_text(content, encoding="utf-8")
+        return part("typst", f'#figure-output("{path.name}")', cell)
+    image = base64.b64decode(content)
+    path.write_bytes(image)
+    width = "auto"
+    if suffix == "png":
+        pixels = struct.unpack(">I", image[16:20])[0]  # IHDR begins with the width
+        width = f"{pixels / PIXELS_PER_INCH * 72 * PRINT_SCALE:.1f}pt"
+    return part("typst", f'#figure-output("{path.name}", width: {width})', cell)
+
+
+def write_attachments(attachments: dict, folder: Path, cell: int) -> dict[str, str]:
+    """Write images that are stored in a Markdown cell; name -> path."""
+    paths = {}
+    for index, (name, data) in enumerate(sorted(attachments.items())):
+        path = folder / f"attachment-{cell}-{index}{Path(name).suffix}"
+        path.write_bytes(base64.b64decode(joined(next(iter(data.values())))))
+        paths[name] = str(path)
+    return paths
+
+
+def extract_data_uris(text: str, folder: Path, cell: int) -> str:
+    """Replace images written inside the text by files."""
+
+    def write(match: re.Match) -> str:
+        content = base64.b64decode(match[2])
+        suffix = {"png": "png", "jpeg": "jpg", "svg+xml": "svg"}[match[1]]
+        path = folder / f"inline-{cell}-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
+        path.write_bytes(content)
+        return str(path)
+
+    return DATA_URI.sub(write, text)
+
+
+def typst_string(text: str) -> str:
+    """A Typst string literal."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "    ")
+    return '"' + escaped.replace("\r", "").replace("\n", "\\n") + '"'
+
+
+def preamble(nb: dict, name: str) -> str:
+    """Typst lines before the body: the template with title, profile, data source and hashes."""
+    run = nb.get("metadata", {}).get("e2e", {})
+    source = run.get("data_source")
+    label = SOURCE_LABELS.get(source, source)
+    facts = [
+        ("profile", run.get("profile")),
+        ("data", label),
+        ("device", run.get("device")),
+        ("run time", duration(run["seconds"]) if run.get("seconds") else None),
+    ]
+    shown = "".join(
+        f"({typst_string(key)}, {typst_string(str(value))}), " for key, value in facts if value
+    )
+    keywords = f'"notebook {notebook_hash(nb)}", "layout {layout_hash()}"'
+    return (
+        f'#import "{TEMPLATE.name}": {", ".join(TEMPLATE_NAMES)}\n'
+        f"#let facts = ({shown})\n"
+        "#show: notebook.with(\n"
+        f"  title: {typst_string(notebook_title(nb) or name)},\n"
+        f"  profile: {optional(run.get('profile'))}, source: {optional(source)},\n"
+        f"  source-label: {optional(label)}, keywords: ({keywords}),\n"
+        ")\n\n"
+    )
+
+
+def optional(text: str | None) -> str:
+    return "none" if text is None else typst_string(text)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def notebook_title(nb: dict) -> str | None:
+    """Text of the first heading of level 1, without Markdown's marks."""
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "markdown":
+            match = re.search(r"^# +(.+)$", joined(cell["source"]), re.MULTILINE)
+            if match:
+                text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", match[1])
+                return re.sub(r"[*`$\\]", "", text).strip()
+    return None
+
+
+def pandoc_body(parts: list[dict], base: Path, folder: Path, name: str) -> str:
+    """Typst text of the parts, by pandoc with our reader."""
+    import pypandoc  # takes 0.1 s: only where a PDF is made
+
+    document = {"base": str(base.resolve()), "folder": str(folder), "parts": parts}
+    result = subprocess.run(
+        [pypandoc.get_pandoc_path(), "--from", READER, "--to", "typst", "--wrap=none"],
+        input=json.dumps(document),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    missing = re.search(r"missing image: (.+) in cell (\d+)", result.stderr)
+    if missing:
+        raise InputError(
+            f"{name}: cell {missing[2]}: expected the image {missing[1]!r} beside the notebook, "
+            "found no such file; add it or remove the reference"
+        )
+    formula = re.search(r"Could not convert TeX math (.+?), rendering", result.stderr, re.DOTALL)
+    if formula:
+        raise InputError(
+            f"{name}: expected a formula that pandoc understands, found {one_line(formula[1])!r}; "
+            "write it with simpler commands"
+        )
+    if result.returncode:
+        raise RuntimeError(f"pandoc failed on {name}: {result.stderr.strip()}")
+    return result.stdout
+
+
+def compile_typst(document: Path, name: str) -> bytes:
+    import typst
+
+    try:
+        return typst.compile(
+            str(document), root=str(document.parent), format="pdf", ignore_system_fonts=True
+        )
+    except typst.TypstError as error:
+        raise RuntimeError(f"Typst failed on {name}: {one_line(str(error))}") from error
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

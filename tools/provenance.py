@@ -1,0 +1,146 @@
+"""Where a run's results come from, and whether they are still those of today's sources.
+
+Standard library only: `make all` asks this for every task before anything heavy is imported.
+"""
+
+import hashlib
+import json
+import platform
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+from e2e_utils.files import sha256
+
+# From small to large; smoke runs are tests and never published.
+PROFILES = ("smoke", "quick", "standard", "full")
+DATA_SOURCES = ("auto", "official", "standin")
+PACKAGES = ("torch", "numpy", "scikit-learn", "onnx", "onnxruntime", "accelerate", "h5py")
+# What a run writes into its folder beside the notebook and metrics.json.
+PRODUCT_PATTERNS = ("*.safetensors", "*.onnx")
+
+
+def check_task(task: str) -> str:
+    """The task's name. Raises InputError for a name without a folder and a script."""
+    if not paths.script_path(task).is_file():
+        raise InputError(
+            f"{task}: expected a task folder with {task}.py, found none; "
+            f"choose from {', '.join(paths.list_tasks()) or 'none yet'}"
+        )
+    return task
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """16 hex digits over names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def source_hash(task: str) -> str:
+    """16 hex digits over the percent script of a task."""
+    return hash_files([paths.script_path(task)])
+
+
+def data_files(data: str | None) -> list[Path]:
+    """Files of the parameter DATA (comma separated). Raises InputError for a missing one."""
+    files = [Path(name.strip()).expanduser() for name in (data or "").split(",") if name.strip()]
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path}: expected a data file, found none; check DATA=...")
+    return files
+
+
+def data_state(task: str, data_source: str, data: str | None = None) -> str:
+    """16 hex digits that change when a task's events can change, without reading any event.
+
+    Named files and official files count by name, size and time; stand-in events by the sources
+    that simulate them and by the catalog's numbers of events.
+    """
+    state: list[object] = [data_source]
+    files = data_files(data)
+    if not files:
+        catalog_file = paths.ROOT / "data" / "catalog.toml"
+        catalog = tomllib.loads(catalog_file.read_text()) if catalog_file.exists() else {}
+        entries = {
+            name: entry
+            for name, entry in sorted(catalog.items())
+            if isinstance(entry, dict) and task in entry.get("task", [])
+        }
+        state.append(entries)
+        if data_source != "standin":
+            names = [file["name"] for entry in entries.values() for file in entry.get("file", [])]
+            files = [paths.OFFICIAL / name for name in names if (paths.OFFICIAL / name).is_file()]
+        if data_source != "official":
+            state.append(hash_files((paths.ROOT / "data" / "simulate").glob("*.py")))
+    for path in files:
+        stat = path.stat()
+        state.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:16]
+
+
+def run_key(task: str, profile: str, data_source: str, data: str | None = None) -> str:
+    """16 hex digits over everything that a run's results depend on."""
+    parts = [
+        profile,
+        data_state(task, data_source, data),
+        source_hash(task),
+        hash_files((paths.ROOT / "e2e_utils").glob("*.py")),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object, or an empty one where the file is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def product_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weights file in a run's folder."""
+    files = sorted(path for pattern in PRODUCT_PATTERNS for path in folder.glob(pattern))
+    return {path.name: sha256(path) for path in files}
+
+
+def stale_reason(folder: Path, task: str, key: str | None = None) -> str | None:
+    """Why the run in ``folder`` is not a complete one with this ``key``; None if it is.
+
+    Without a key only the run's own consistency is checked.
+    """
+    notebook = read_json(folder / f"{task}.ipynb").get("metadata", {}).get("e2e")
+    metrics = read_json(folder / "metrics.json").get("provenance")
+    if not notebook:
+        return "no executed notebook"
+    if not metrics:
+        return "no metrics.json of a finished run"
+    if notebook.get("key") != metrics.get("key"):
+        return "notebook and metrics.json are of different runs"
+    if key is not None and notebook.get("key") != key:
+        return "sources, data or parameters have changed"
+    if metrics.get("products") != product_hashes(folder):
+        return "weights are not those of the finished run"
+    return None
+
+
+def up_to_date(task: str, profile: str, data_source: str, data: str | None = None) -> bool:
+    """Whether running the notebook again would change nothing."""
+    key = run_key(task, profile, data_source, data)
+    return stale_reason(paths.run_directory(profile, task), task, key) is None
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,366 @@
+"""Run one task's notebook: percent script -> executed notebook with provenance.
+
+``python -m tools.run_notebook common_task1 --profile quick``. Nothing runs where the sources, the
+data and the parameters are those of the finished run in build/<profile>/<task>/.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from e2e_utils import paths
+from e2e_utils.errors import InputError, command_line
+from e2e_utils.files import remove, write_json, write_text
+from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, strip_ansi
+from tools.provenance import (
+    DATA_SOURCES,
+    PROFILES,
+    check_task,
+    data_files,
+    data_state,
+    library_versions,
+    product_hashes,
+    read_json,
+    run_key,
+    source_hash,
+    stale_reason,
+)
+
+MAX_BYTES = 2_000_000  # GitHub shows larger notebooks slowly or not at all
+BAR_INTERVAL = 2.0  # seconds between two states of a progress bar in run.log
+
+
+class NotebookFailure(Exception):
+    """A cell that raised, or a kernel that died; the message is one line."""
+
+
+def run(
+    task: str,
+    profile: str = "quick",
+    data_source: str = "auto",
+    data: str | None = None,
+    force: bool = False,
+) -> str:
+    """Execute the notebook of ``task`` unless it is up to date; "ran" or "unchanged".
+
+    Raises InputError for unusable parameters or data, NotebookFailure for a cell that failed.
+    """
+    check_task(task)
+    key = run_key(task, profile, data_source, data)
+    folder = paths.run_directory(profile, task)
+    if not force and stale_reason(folder, task, key) is None:
+        return "unchanged"
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_state_of(folder, key, force)
+    parameters = {
+        "PROFILE": profile,
+        "DATA_SOURCE": data_source,
+        "DATA": ",".join(str(path.resolve()) for path in data_files(data)),
+    }
+    started = time.time()
+    with (folder / "run.log").open("w", encoding="utf-8", buffering=1) as stream:
+        log = RunLog(stream)
+        log.write(f"{task}: profile {profile}, data source {data_source}")
+        nb = load_script(task)
+        try:
+            execute(nb, parameters, log)
+        except NotebookFailure as failure:
+            write_notebook(folder / f"{task}.failed.ipynb", finish(nb, {}))
+            log.write(f"failed: {failure}")
+            raise
+        stamp = {
+            "key": key,
+            "profile": profile,
+            "requested_source": data_source,
+            "data_state": data_state(task, data_source, data),
+            "source_hash": source_hash(task),
+            "started": round(started),
+            "versions": library_versions(),
+        }
+        publishable(folder, task, nb, stamp, started)
+        log.write(f"finished in {time.time() - started:.1f} s")
+    return "ran"
+
+
+def publishable(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> None:
+    """Check what the run wrote, put the provenance into it, and write the notebook."""
+    from e2e_utils.evaluation import load_metrics
+
+    metrics_file = folder / "metrics.json"
+    if not metrics_file.is_file() or metrics_file.stat().st_mtime < started - 1:
+        raise NotebookFailure(f"{task}: the notebook ended without writing metrics.json")
+    metrics = load_metrics(metrics_file)
+    stamp = {
+        **stamp,
+        "data_source": metrics["data"]["source"],
+        "data_fingerprint": metrics["data"]["fingerprint"],
+        "device": metrics.get("device", "cpu"),
+        "seconds": round(time.time() - started, 1),
+    }
+    nb = finish(nb, stamp)
+    check_size(nb, task)
+    metrics["provenance"] = {
+        **metrics.get("provenance", {}),
+        **stamp,
+        "products": product_hashes(folder),
+    }
+    write_notebook(folder / f"{task}.ipynb", nb)
+    write_json(metrics_file, metrics)
+    remove(folder / f"{task}.failed.ipynb")
+
+
+def keep_state_of(folder: Path, key: str, force: bool) -> None:
+    """Training state may only be resumed by a run with the same sources, data and parameters."""
+    owner = folder / "state_key"
+    if force or not owner.exists() or owner.read_text() != key:
+        remove(folder / "state")
+    write_text(owner, key)
+
+
+def load_script(task: str) -> dict:
+    """The percent script as a notebook without outputs; the same cell ids every time."""
+    import jupytext
+
+    nb = jupytext.read(paths.script_path(task), fmt="py:percent")
+    for number, cell in enumerate(nb.cells, 1):
+        cell["id"] = f"cell-{number:03d}"
+    return nb
+
+
+def execute(nb: dict, parameters: dict[str, str], log: "RunLog") -> None:
+    """Execute all cells in place, in a kernel of this interpreter, with the root as folder."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    class LoggingClient(NotebookClient):
+        """Passes what cells print on to the log while they run."""
+
+        def process_message(self, msg, cell, cell_index):
+            if msg["msg_type"] == "stream":
+                log.stream(msg["content"]["text"])
+            return super().process_message(msg, cell, cell_index)
+
+    with kernel_folder() as kernels:
+        manager = AsyncKernelManager(
+            kernel_name="e2e",
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(kernels)]),
+        )
+        client = LoggingClient(
+            nb,
+            km=manager,
+            timeout=None,
+            record_timing=False,
+            resources={"metadata": {"path": str(paths.ROOT)}},
+            on_cell_start=log.cell_hook("start", nb),
+            on_cell_executed=log.cell_hook("end", nb),
+        )
+        client.owns_km = True  # stop the kernel whatever happens
+        try:
+            client.execute(env=kernel_environment(parameters), stdout=log.handle, stderr=log.handle)
+        except CellExecutionError as error:
+            number, cell = failing_cell(nb)
+            message = strip_ansi(error.evalue).strip().split("\n")[0]
+            if error.ename == "InputError":
+                raise InputError(message) from error
+            source = next(line for line in cell["source"].split("\n") if line.strip())
+            raise NotebookFailure(
+                f"cell {number} ({source.strip()[:80]}): {error.ename}: {message}"
+            ) from error
+        except DeadKernelError as error:
+            if hasattr(client, "_async_cleanup_kernel_future"):  # nbclient caught Ctrl-C
+                raise KeyboardInterrupt from error
+            raise NotebookFailure(
+                f"cell {log.number}: the kernel died (out of memory?); see run.log"
+            ) from error
+
+
+@contextmanager
+def kernel_folder() -> Iterator[Path]:
+    """A folder with the specification of a kernel in the running interpreter.
+
+    A virtual environment needs no ``ipykernel install`` and no kernel of the user is picked up.
+    """
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        write_json(
+            Path(folder) / "e2e" / "kernel.json",
+            {"argv": command, "display_name": "Python 3", "language": "python"},
+        )
+        yield Path(folder)
+
+
+def kernel_environment(parameters: dict[str, str]) -> dict[str, str]:
+    """Environment of the kernel: the caller's, with the notebook's parameters."""
+    environment = {**os.environ, **parameters, "PYTHONHASHSEED": "0"}
+    environment.pop("MPLBACKEND", None)  # "Agg" there would leave the notebook without figures
+    environment.pop("JPY_PARENT_PID", None)
+    return environment
+
+
+def failing_cell(nb: dict) -> tuple[int, dict]:
+    """Number (from 1, of all cells) and cell with the error output."""
+    for number, cell in enumerate(nb["cells"], 1):
+        if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
+            return number, cell
+    return len(nb["cells"]), nb["cells"][-1]
+
+
+class RunLog:
+    """run.log: starts and ends of cells with seconds, and what they print, as it comes."""
+
+    def __init__(self, handle: TextIO) -> None:
+        self.handle = handle
+        self.began = time.monotonic()
+        self.cell_began = self.began
+        self.number = 0
+        self.last_bar = 0.0
+        self.unfinished = ""
+
+    def write(self, text: str) -> None:
+        self.handle.write(f"[{time.monotonic() - self.began:8.1f} s] {text}\n")
+
+    def stream(self, text: str) -> None:
+        """Printed text: complete lines at once, states of a progress bar now and then."""
+        pieces = re.split(r"(?<=[\r\n])", self.unfinished + strip_ansi(text))
+        self.unfinished = pieces.pop()
+        if PROGRESS_BAR.search(self.unfinished):  # tqdm ends no state with a line end
+            pieces.append(self.unfinished)
+            self.unfinished = ""
+        for piece in pieces:
+            line = piece.rstrip()
+            now = time.monotonic()
+            if not line:
+                continue
+            if PROGRESS_BAR.search(line):
+                if now - self.last_bar < BAR_INTERVAL:
+                    continue
+                self.last_bar = now
+            self.handle.write(f"    | {line.lstrip(chr(13))}\n")
+
+    def cell_hook(self, event: str, nb: dict):
+        """Hook for nbclient that logs the start or the end of a code cell."""
+        total = len(nb["cells"])
+
+        def hook(cell: dict, cell_index: int, **_: object) -> None:
+            if cell["cell_type"] != "code" or not cell["source"].strip():
+                return
+            self.number = cell_index + 1
+            if event == "start":
+                self.cell_began = time.monotonic()
+                first = cell["source"].strip().split("\n")[0]
+                self.write(f"cell {self.number}/{total}: {first[:70]}")
+            else:
+                if self.unfinished.strip():
+                    self.handle.write(f"    | {self.unfinished.strip()}\n")
+                self.unfinished = ""
+                seconds = time.monotonic() - self.cell_began
+                self.write(f"cell {self.number}/{total} done in {seconds:.1f} s")
+
+        return hook
+
+
+def finish(nb: dict, stamp: dict) -> dict:
+    """The executed notebook as it is kept: clean outputs, small metadata, provenance."""
+    replacements = {
+        str(paths.ROOT): "",
+        str(Path.home()): "~",
+        tempfile.gettempdir(): "<temporary>",
+        sys.prefix: "<environment>",
+    }
+    for cell in nb["cells"]:
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        if cell["cell_type"] == "code":
+            cell["outputs"] = clean_outputs(cell["outputs"], replacements)
+    language = nb["metadata"].get("language_info", {})
+    nb["metadata"] = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {k: v for k, v in language.items() if k in ("name", "version")},
+        # Colab starts with a GPU where one is free.
+        "accelerator": "GPU",
+        "colab": {"gpuType": "T4"},
+        **({"e2e": stamp} if stamp else {}),
+    }
+    return nb
+
+
+def check_size(nb: dict, task: str) -> None:
+    """Raise NotebookFailure for a notebook above MAX_BYTES, naming its largest outputs."""
+    import nbformat
+
+    size = len(nbformat.writes(nbformat.from_dict(nb)).encode())
+    if size <= MAX_BYTES:
+        return
+    sizes = sorted(
+        ((len(str(cell.get("outputs", ""))), number) for number, cell in enumerate(nb["cells"], 1)),
+        reverse=True,
+    )
+    largest = ", ".join(f"cell {number}: {length / 1e6:.2f} MB" for length, number in sizes[:3])
+    raise NotebookFailure(
+        f"{task}: the executed notebook has {size / 1e6:.1f} MB, at most "
+        f"{MAX_BYTES / 1e6:.0f} MB are allowed; largest outputs: {largest}"
+    )
+
+
+def write_notebook(path: Path, nb: dict) -> None:
+    import nbformat
+
+    write_text(path, nbformat.writes(nbformat.from_dict(nb)) + "\n")
+
+
+def stop_with_parent() -> None:
+    """Stop like by Ctrl-C when the calling process is gone, so that no kernel is left behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.run_notebook", description=__doc__)
+    parser.add_argument("task")
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--data-source", choices=DATA_SOURCES, default="auto")
+    parser.add_argument("--data", help="file(s) instead of a dataset, comma separated")
+    parser.add_argument("--force", action="store_true", help="run even if nothing has changed")
+    parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.with_parent:
+        stop_with_parent()
+    folder = paths.run_directory(options.profile, options.task)
+    shown = folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
+    try:
+        outcome = run(
+            options.task, options.profile, options.data_source, options.data, options.force
+        )
+    except NotebookFailure as failure:
+        print(f"error: {failure} (see {shown}/run.log)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the results of the last finished run are unchanged", file=sys.stderr)
+        return 130
+    if outcome == "unchanged":
+        print(f"{options.task}: nothing to do, {shown} is up to date")
+    else:
+        seconds = read_json(folder / "metrics.json")["provenance"]["seconds"]
+        print(f"{options.task}: executed in {seconds:.0f} s, results in {shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()
