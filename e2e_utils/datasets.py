@@ -111,9 +111,14 @@ def prepare(task: str, profile: str, source: str) -> str:
     if task not in LOADERS:
         raise InputError(f"{task}: expected a task with a loader, found none; known: {[*LOADERS]}")
     if source == "official":
-        from data.download import download_dataset
+        from data.catalog import select
+        from data.download import fetch_all
 
-        download_dataset("electron_photon")
+        if fetch_all(select([task])):
+            raise InputError(
+                f"{task}: expected every official file, found some missing (see above); try again, "
+                "or use DATA_SOURCE=standin"
+            )
     return LOADERS[task](source, profile).description
 
 

@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, SymLogNorm, TwoSlopeNorm
+from matplotlib.colors import LogNorm, SymLogNorm
+from matplotlib.ticker import MaxNLocator
 
 from e2e_utils.metrics import Interval, calibration_bins, roc_auc, roc_band
 
@@ -45,39 +46,44 @@ def heat_image(
     """One (rows, columns) image over ieta (rows) and iphi (columns) with a colour bar."""
     mesh = axis.imshow(image, **({"cmap": "viridis"} | options))
     axis.set(title=title, xlabel="iphi", ylabel="ieta")
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_locator(MaxNLocator(4, integer=True))
     axis.grid(False)
-    axis.figure.colorbar(mesh, ax=axis, label=label, shrink=0.85)
+    axis.spines[:].set_visible(True)
+    bar = axis.inset_axes([1.03, 0, 0.05, 1])  # as high as the image, whatever its aspect
+    bar.grid(False)
+    axis.figure.colorbar(mesh, cax=bar, label=label)
+    bar.minorticks_off()
     return axis
 
 
 def event_image(axis: Axes, energy: np.ndarray, title: str = "", label: str = "E [GeV]") -> Axes:
     """Energy (rows, columns) in GeV on a logarithmic scale; pixels without a hit stay white."""
-    hits = np.ma.masked_less_equal(energy, 0)
     top = max(float(energy.max()), 10 * ENERGY_FLOOR)
-    norm = LogNorm(vmin=min(ENERGY_FLOOR, top / 10), vmax=top)
-    return heat_image(axis, hits, title, label, norm=norm)
+    norm = LogNorm(vmin=ENERGY_FLOOR, vmax=top)
+    return heat_image(axis, np.ma.masked_less_equal(energy, 0), title, label, norm=norm)
 
 
 def time_image(
-    axis: Axes,
-    time: np.ndarray,
-    hits: np.ndarray,
-    title: str = "",
-    label: str = "time [file units]",
+    axis: Axes, time: np.ndarray, hits: np.ndarray, title: str = "", label: str = "time [a. u.]"
 ) -> Axes:
     """Time of the hits (rows, columns) on a symmetric scale; pixels without a hit stay white."""
     span = max(float(np.quantile(np.abs(time[hits]), 0.95)) if hits.any() else 0.0, 1e-6)
-    norm = TwoSlopeNorm(0, -span, span)
-    return heat_image(axis, np.ma.array(time, mask=~hits), title, label, cmap="PuOr", norm=norm)
+    image = np.ma.array(time, mask=~hits)
+    return heat_image(axis, image, title, label, cmap="coolwarm", vmin=-span, vmax=span)
 
 
 def difference_image(
     axis: Axes, difference: np.ndarray, title: str = "", label: str = "ΔE [GeV]"
 ) -> Axes:
-    """Signed image (rows, columns); the colour scale is linear near zero, logarithmic beyond."""
+    """Signed image (rows, columns): colours linear up to a hundredth of the largest, then log."""
     span = max(float(np.abs(difference).max()), 1e-12)
-    norm = SymLogNorm(linthresh=span / 1000, vmin=-span, vmax=span)
-    return heat_image(axis, difference, title, label, cmap="RdBu_r", norm=norm)
+    decade = 10 ** np.floor(np.log10(span))
+    norm = SymLogNorm(linthresh=decade / 30, vmin=-span, vmax=span)
+    heat_image(axis, difference, title, label, cmap="RdBu_r", norm=norm)
+    ticks = [-decade, -decade / 10, 0, decade / 10, decade]
+    axis.images[0].colorbar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    return axis
 
 
 def class_histogram(

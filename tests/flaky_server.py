@@ -80,23 +80,19 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
                 return
             content = served.contents.pop(0) if len(served.contents) > 1 else served.contents[0]
             etag = f'"{hash(content):x}"' if served.etag else None
-            if (
-                first is None
-                or not served.honours_range
-                or (request.if_range not in (None, etag) and served.honours_if_range)
-            ):
+            size = len(content)
+            outdated = served.honours_if_range and request.if_range not in (None, etag)
+            if first is None or not served.honours_range or outdated:
                 first = 0
                 self.send_response(200)
-            elif first >= len(content):
+            elif first >= size:
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Range", f"bytes */{size}")
                 self.end_headers()
                 return
             else:
                 self.send_response(206)
-                self.send_header(
-                    "Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}"
-                )
+                self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
             body = content[first:]
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Content-Type", served.content_type)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import catalog
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 
 # Dataset: (number of files, tokens or folders that the URLs must go through).
@@ -114,11 +115,10 @@ def test_electron_photon_has_events_and_one_class_a_file():
 
 
 def test_official_paths_leave_out_the_fallback():
-    paths = catalog.official_paths("mnist")
-    assert [path.name for path in paths] == [
-        file["name"].split("/")[-1] for file in catalog.dataset("mnist")["file"][:4]
-    ]
-    assert all(path.is_relative_to(catalog.OFFICIAL) for path in paths)
+    files = catalog.dataset("mnist")["file"]
+    assert [file["name"] for file in files if file.get("fallback")] == [files[-1]["name"]]
+    expected = [paths.OFFICIAL / file["name"] for file in files[:4]]
+    assert catalog.official_paths("mnist") == expected
 
 
 def test_unknown_dataset_lists_the_known_ones():

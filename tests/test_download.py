@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 import pytest
 import requests
-from flaky_server import Served, flaky_server
 
 from data import catalog, download
+from e2e_utils import paths
+from tests.flaky_server import Served, flaky_server
 
 
 def hdf5_bytes(seed: int, n_bytes: int = 400_000) -> bytes:
@@ -53,7 +54,7 @@ class Workplace:
         self.errors = ""
         self.output = ""
         monkeypatch.setattr(catalog, "CATALOG_FILE", self.catalog_file)
-        monkeypatch.setattr(download, "OFFICIAL", self.folder)
+        monkeypatch.setattr(paths, "OFFICIAL", self.folder)
         monkeypatch.setattr(download, "LOCK_FILE", self.lock_file)
         monkeypatch.setattr(download, "PATIENCE", download.Patience(1, 0.2, 3, 0.001, 0.01))
 
@@ -393,7 +394,7 @@ def test_failure_of_one_does_not_lose_the_others(place):
     place.assert_refused(place.run(), "HTTP 404", name="b.hdf5")
     assert place.files() == {"a.hdf5", "c.hdf5"}
     assert (place.content(), place.content("c.hdf5")) == (CONTENT, CHANGED)
-    assert "2 of 3 official files are in place" in place.output
+    assert "in place: a.hdf5, c.hdf5\n" in place.output
     assert "missing: b.hdf5" in place.errors
 
 
@@ -432,7 +433,11 @@ def test_fallback_wheel_stands_in_for_a_missing_file(place, tmp_path, monkeypatc
     assert place.run() == 0
     assert place.files() == {fallback["name"]}
     assert place.content(fallback["name"]) == wheel
-    assert "in place of 1 file" in place.output
+    assert "in place of a.hdf5" in place.output
+
+    place.server.requests.clear()
+    assert place.run() == 0
+    assert place.server.requests == []  # once it is there nothing else is asked for
 
     (place.folder / fallback["name"]).unlink()
     failure = subprocess.CompletedProcess([], 1, stderr="WARNING: retrying\nERROR: no index\n")

@@ -6,6 +6,7 @@ Standard library only: `make all` asks this for every task before anything heavy
 import hashlib
 import json
 import platform
+import re
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
+from tools.notebook_outputs import joined
 
 # From small to large; smoke runs are tests and never published.
 PROFILES = ("smoke", "quick", "standard", "full")
@@ -144,3 +146,46 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def notebook_hash(nb: dict) -> str:
+    """16 hex digits over what a reader sees: cells, outputs and the run's description."""
+    cells = [
+        {
+            "type": cell["cell_type"],
+            "source": joined(cell["source"]),
+            "outputs": normal_form(cell.get("outputs", [])),
+        }
+        for cell in nb["cells"]
+    ]
+    content = [cells, nb.get("metadata", {}).get("e2e", {})]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def normal_form(outputs: object) -> object:
+    """Outputs with multi-line strings joined: nbformat writes lists and reads strings."""
+    if isinstance(outputs, list):
+        if outputs and all(isinstance(item, str) for item in outputs):
+            return "".join(outputs)
+        return [normal_form(item) for item in outputs]
+    if isinstance(outputs, dict):
+        return {key: normal_form(value) for key, value in outputs.items()}
+    return outputs
+
+
+def layout_hash() -> str:
+    """16 hex digits over what gives a PDF its look: a new one makes PDFs out of date."""
+    package = Path(__file__).with_name("notebook_pdf")
+    return hash_files(path for path in package.iterdir() if path.is_file())
+
+
+def pdf_hashes(pdf: Path) -> dict[str, str]:
+    """The hashes that the exporter put into a PDF's keywords; empty for another file."""
+    try:
+        content = pdf.read_bytes()
+    except OSError:
+        return {}
+    if not content.startswith(b"%PDF"):
+        return {}
+    match = re.search(rb"notebook ([0-9a-f]{16}), layout ([0-9a-f]{16})", content)
+    return {"notebook": match[1].decode(), "layout": match[2].decode()} if match else {}

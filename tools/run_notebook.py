@@ -5,6 +5,7 @@ data and the parameters are those of the finished run in build/<profile>/<task>/
 """
 
 import argparse
+import fcntl
 import os
 import re
 import signal
@@ -60,22 +61,25 @@ def run(
     if not force and stale_reason(folder, task, key) is None:
         return "unchanged"
     folder.mkdir(parents=True, exist_ok=True)
-    keep_state_of(folder, key, force)
     parameters = {
         "PROFILE": profile,
         "DATA_SOURCE": data_source,
         "DATA": ",".join(str(path.resolve()) for path in data_files(data)),
     }
     started = time.time()
-    with (folder / "run.log").open("w", encoding="utf-8", buffering=1) as stream:
+    with only_run(folder) as stream:
+        keep_state_of(folder, key, force)
         log = RunLog(stream)
         log.write(f"{task}: profile {profile}, data source {data_source}")
         nb = load_script(task)
         try:
             execute(nb, parameters, log)
-        except NotebookFailure as failure:
+        except (NotebookFailure, InputError) as failure:
             write_notebook(folder / f"{task}.failed.ipynb", finish(nb, {}))
             log.write(f"failed: {failure}")
+            raise
+        except KeyboardInterrupt:
+            log.write("interrupted")
             raise
         stamp = {
             "key": key,
@@ -83,15 +87,28 @@ def run(
             "requested_source": data_source,
             "data_state": data_state(task, data_source, data),
             "source_hash": source_hash(task),
-            "started": round(started),
             "versions": library_versions(),
         }
-        publishable(folder, task, nb, stamp, started)
+        conclude(folder, task, nb, stamp, started)
         log.write(f"finished in {time.time() - started:.1f} s")
     return "ran"
 
 
-def publishable(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> None:
+@contextmanager
+def only_run(folder: Path) -> Iterator[TextIO]:
+    """run.log, emptied and locked: a second run of the same notebook raises InputError."""
+    with (folder / "run.log").open("a", encoding="utf-8", buffering=1) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: expected no other run of this notebook, found one; wait for its end"
+            ) from error
+        stream.truncate(0)
+        yield stream
+
+
+def conclude(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> None:
     """Check what the run wrote, put the provenance into it, and write the notebook."""
     from e2e_utils.evaluation import load_metrics
 
@@ -168,21 +185,27 @@ def execute(nb: dict, parameters: dict[str, str], log: "RunLog") -> None:
         client.owns_km = True  # stop the kernel whatever happens
         try:
             client.execute(env=kernel_environment(parameters), stdout=log.handle, stderr=log.handle)
-        except CellExecutionError as error:
-            number, cell = failing_cell(nb)
-            message = strip_ansi(error.evalue).strip().split("\n")[0]
-            if error.ename == "InputError":
-                raise InputError(message) from error
-            source = next(line for line in cell["source"].split("\n") if line.strip())
-            raise NotebookFailure(
-                f"cell {number} ({source.strip()[:80]}): {error.ename}: {message}"
-            ) from error
-        except DeadKernelError as error:
-            if hasattr(client, "_async_cleanup_kernel_future"):  # nbclient caught Ctrl-C
-                raise KeyboardInterrupt from error
-            raise NotebookFailure(
-                f"cell {log.number}: the kernel died (out of memory?); see run.log"
-            ) from error
+        except Exception as error:
+            # nbclient answers Ctrl-C by stopping the kernel, then stumbles over the dead kernel.
+            if hasattr(client, "_async_cleanup_kernel_future"):
+                raise KeyboardInterrupt from None
+            if isinstance(error, CellExecutionError):
+                raise cell_failure(nb, error.ename, error.evalue) from error
+            if isinstance(error, DeadKernelError):
+                raise NotebookFailure(
+                    f"cell {log.number}: the kernel died (out of memory?)"
+                ) from error
+            raise
+
+
+def cell_failure(nb: dict, name: str, message: str) -> Exception:
+    """The exception of a cell as one line: InputError stays one, others say where they rose."""
+    message = strip_ansi(message).strip().split("\n")[0]
+    if name == "InputError":
+        return InputError(message)
+    number, cell = failing_cell(nb)
+    source = next(line for line in cell["source"].split("\n") if line.strip())
+    return NotebookFailure(f"cell {number} ({source.strip()[:80]}): {name}: {message}")
 
 
 @contextmanager
@@ -203,6 +226,9 @@ def kernel_folder() -> Iterator[Path]:
 def kernel_environment(parameters: dict[str, str]) -> dict[str, str]:
     """Environment of the kernel: the caller's, with the notebook's parameters."""
     environment = {**os.environ, **parameters, "PYTHONHASHSEED": "0"}
+    # The modules of this checkout, whatever else is installed.
+    path = [str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
     environment.pop("MPLBACKEND", None)  # "Agg" there would leave the notebook without figures
     environment.pop("JPY_PARENT_PID", None)
     return environment
@@ -319,13 +345,15 @@ def write_notebook(path: Path, nb: dict) -> None:
 
 
 def stop_with_parent() -> None:
-    """Stop like by Ctrl-C when the calling process is gone, so that no kernel is left behind."""
+    """End this run and its kernel when the calling process is gone."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGINT)
+        while True:  # the first signal may come before anything listens
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -74,16 +74,14 @@ class Detector(NamedTuple):
     field: float = 3.8  # T
     material_scale: float = 1.0  # of MATERIAL_X0
     brem_cut: float = 0.010  # GeV, softest bremsstrahlung photon followed
-    core_scale: float = 1.0  # of the GP core radius
-    tail_scale: float = 1.0  # of the GP tail radius
-    phi_stretch: float = 1.2  # widening in phi: shower electrons curl in the field
-    tail_spot: float = 1.0  # energy of a spot in the tail, in spots of the core
-    spot_density: float = 1.0  # of the GP number of spots
+    core_scale: float = 1.35  # of the GP core radius
+    tail_scale: float = 1.45  # of the GP tail radius
+    phi_stretch: float = 1.35  # widening of the core in phi: shower electrons curl in the field
     tilt: float = 0.0524  # rad, 3 degrees between crystal axis and vertex direction (CMS)
     energy_scale: float = 1.0  # calibration of a hit
     stochastic: float = 0.028  # GeV^1/2, photo-statistics (CMS)
     intercalibration: float = 0.005  # relative, crystal to crystal (CMS)
-    noise: float = 0.045  # GeV a crystal (CMS)
+    noise: float = 0.044  # GeV a crystal (CMS)
     tower_high: float = 2.0  # GeV of ET: read out the 3 x 3 towers around in full
     tower_low: float = 1.0  # GeV of ET: read out the tower in full
     zero_suppression: float = 0.14  # GeV, hits elsewhere
@@ -303,7 +301,7 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
     for s in range(slices):
         t = s + 0.5
         total += math.exp((alpha - 1.0) * math.log(t / t_max) - beta * (t - t_max))
-    spots = detector.spot_density * 93.0 * math.log(z) * energy**0.876
+    spots = 93.0 * math.log(z) * energy**0.876
     spots = max(spots, 5.0)
     distance = FRONT_RADIUS  # cm: crystals widen with depth as seen from the vertex
     pitch_front = FRONT_RADIUS * CRYSTAL_PITCH
@@ -323,9 +321,10 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
             share = weight if kind == 0 else 1.0 - weight
             expected = spots * part * share
             radius_scale = core
+            stretch = detector.phi_stretch
             if kind == 1:
-                expected /= detector.tail_spot
                 radius_scale = tail
+                stretch = 1.0
             if expected <= 0.0:
                 continue
             number = int(expected + rng.random())
@@ -341,7 +340,7 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
                 depth = (depth_x0 + rng.random() - 0.5) * X0
                 pitch = pitch_front * (1.0 + depth / distance)
                 a = impact[IMPACT_I] + (impact[IMPACT_SLOPE_I] * depth + r * math.cos(angle)) / pitch
-                b = impact[IMPACT_J] + (impact[IMPACT_SLOPE_J] * depth + detector.phi_stretch * r * math.sin(angle)) / pitch
+                b = impact[IMPACT_J] + (impact[IMPACT_SLOPE_J] * depth + stretch * r * math.sin(angle)) / pitch
                 row = math.floor(a) - i0
                 col = math.floor(b) - j0
                 if 0 <= row < GRID and 0 <= col < GRID:
@@ -478,7 +477,7 @@ def reduce_hits(grid, i0, detector):
         for col in range(first, last + 1):
             for row in range(seed_row - WINDOW, seed_row + WINDOW + 1):
                 if not used[row, col]:
-                    domino[col] += grid[row, col]
+                    domino[col] += max(grid[row, col], 0.0)
             free[col] = True
         used[seed_row, seed_col] = True
         while True:
@@ -523,13 +522,19 @@ def reduce_hits(grid, i0, detector):
                 grid[row, col] = 0.0
 
 
-HIT_TIME_NOISE = 33.0  # ns at a signal of one noise width (CMS: 33 to 35)
-HIT_TIME_FLOOR = 0.1  # ns
-HIT_TIME_LIMIT = 125.0  # ns, readout window
+TIME_NOISE = 33.0  # ns, resolution of a hit as large as the noise (CMS test beam: 33 to 35)
+TIME_FLOOR = 0.1  # ns, resolution of a large hit
+TIME_WORST = 25.0  # ns, the pulse fit keeps small hits within the sampled pulse
+TIME_FIRST, TIME_LAST = -125.0, 114.0  # ns, where failed fits end up
+FAILED_FIT_SIZE = 5.0  # noise widths, largest hit whose fit fails
+FAILED_FIT_CHANCE = 0.015
 
 
 @numba.njit(cache=True, nogil=True)
 def hit_time(rng, energy, noise):
-    """Time in ns of a hit of ``energy`` GeV: resolution N / (E / noise) (+) c, cut to the window."""
-    width = math.hypot(HIT_TIME_NOISE * noise / energy, HIT_TIME_FLOOR)
-    return max(-HIT_TIME_LIMIT, min(HIT_TIME_LIMIT, width * rng.standard_normal()))
+    """Measured time in ns of an in-time hit of ``energy`` GeV: Gaussian, N / (E / noise) (+) c."""
+    size = energy / noise
+    if size < FAILED_FIT_SIZE and rng.random() < FAILED_FIT_CHANCE:
+        return TIME_FIRST + (TIME_LAST - TIME_FIRST) * rng.random()
+    width = 1.0 / math.sqrt((size / TIME_NOISE) ** 2 + 1.0 / TIME_WORST**2)
+    return math.hypot(width, TIME_FLOOR) * rng.standard_normal()

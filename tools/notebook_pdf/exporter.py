@@ -19,6 +19,7 @@ from nbconvert.exporters import Exporter
 
 from e2e_utils.errors import InputError
 from tools.notebook_outputs import clean_outputs, joined, preferred
+from tools.provenance import layout_hash, notebook_hash
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "notebook.typ"
@@ -73,39 +74,6 @@ def notebook_to_pdf(nb: dict, base: Path, name: str = "notebook") -> bytes:
         document = folder / "document.typ"
         document.write_text(preamble(nb, name) + body, encoding="utf-8")
         return compile_typst(document, name)
-
-
-def notebook_hash(nb: dict) -> str:
-    """16 hex digits over what a reader sees: cells, outputs and the run's description."""
-    cells = [
-        {
-            "type": cell["cell_type"],
-            "source": joined(cell["source"]),
-            "outputs": normal_form(cell.get("outputs", [])),
-        }
-        for cell in nb["cells"]
-    ]
-    content = [cells, nb.get("metadata", {}).get("e2e", {})]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def normal_form(outputs: object) -> object:
-    """Outputs with multi-line strings joined: nbformat writes lists and reads strings."""
-    if isinstance(outputs, list):
-        if outputs and all(isinstance(item, str) for item in outputs):
-            return "".join(outputs)
-        return [normal_form(item) for item in outputs]
-    if isinstance(outputs, dict):
-        return {key: normal_form(value) for key, value in outputs.items()}
-    return outputs
-
-
-def layout_hash() -> str:
-    """16 hex digits over the sources of this package: a new look makes PDFs out of date."""
-    digest = hashlib.sha256()
-    for path in sorted([*HERE.glob("*.py"), TEMPLATE, READER]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def notebook_parts(nb: dict, folder: Path) -> list[dict]:

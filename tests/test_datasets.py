@@ -1,0 +1,233 @@
+"""Loading electrons and photons: which source, which events, and every kind of bad file."""
+
+import errno
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+
+from e2e_utils import datasets, paths
+from e2e_utils.datasets import load_electron_photon, prepare
+from e2e_utils.errors import InputError
+
+OFFICIAL_NAMES = (
+    "SinglePhotonPt50_IMGCROPS_n249k_RHv1.hdf5",
+    "SingleElectronPt50_IMGCROPS_n249k_RHv1.hdf5",
+)
+
+
+@pytest.fixture
+def official(data_folder, write_events, monkeypatch):
+    """Official files with 30 photons and 25 electrons, and a profile of 40 events."""
+    for label, (name, n) in enumerate(zip(OFFICIAL_NAMES, (30, 25), strict=True)):
+        write_events(name, np.full(n, label), seed=label).rename(paths.OFFICIAL / name)
+    catalog = datasets.dataset("electron_photon")
+    events = {"smoke": 40, "quick": 40, "standard": 60, "full": 498000}
+    monkeypatch.setattr(datasets, "dataset", lambda _: {**catalog, "events": events})
+    return [paths.OFFICIAL / name for name in OFFICIAL_NAMES]
+
+
+def test_official_files_are_preferred_and_balanced(official, capsys) -> None:
+    events = load_electron_photon("auto", "quick")
+    assert events.source == "official"
+    assert events.words == "official events"
+    assert events.files == list(OFFICIAL_NAMES)
+    assert np.bincount(events.y).tolist() == [20, 20]
+    assert len(events) == len(events.images) == 40
+    assert events.description in capsys.readouterr().out
+    with h5py.File(official[1]) as file:
+        first_electron = file["X"][0].transpose(2, 0, 1)
+    np.testing.assert_array_equal(events.images.dense([20])[0].numpy(), first_electron)
+    assert np.bincount(load_electron_photon("official", "full").y).tolist() == [25, 25]
+
+
+def test_cache_is_built_once_and_follows_the_content(official, monkeypatch) -> None:
+    first = load_electron_photon("official", "quick")
+    other = load_electron_photon("official", "standard")
+    assert first.fingerprint != other.fingerprint
+    monkeypatch.setattr(datasets, "iter_images", None)  # reading again would fail
+    again = load_electron_photon("official", "quick")
+    assert again.fingerprint == first.fingerprint
+    monkeypatch.undo()
+    with h5py.File(official[0], "a") as file:
+        file["X"][0, 0, 0, 0] += 1
+    assert datasets._fingerprint(official, [20, 20]) != first.fingerprint
+
+
+def test_stand_in_when_official_files_are_missing(data_folder, write_events, monkeypatch) -> None:
+    asked = []
+
+    def generate(n_events, directory):
+        asked.append((n_events, directory))
+        return [write_events(f"{label}.hdf5", np.full(1000, label)) for label in (0, 1)]
+
+    monkeypatch.setitem(sys.modules, "data.simulate.egamma", SimpleNamespace(generate=generate))
+    events = load_electron_photon("auto", "smoke")
+    assert events.source == "standin"
+    assert asked == [(2000, paths.STANDIN)]
+    assert np.bincount(events.y).tolist() == [1000, 1000]
+    assert "stand-in" in prepare("common_task1", "smoke", "standin")
+
+
+def test_missing_official_files_say_what_to_do(data_folder) -> None:
+    with pytest.raises(InputError, match="make data DATA_SOURCE=official"):
+        load_electron_photon("official", "quick")
+
+
+def test_swapped_official_files(official) -> None:
+    photon, electron = official
+    photon.rename(paths.OFFICIAL / "other")
+    electron.rename(photon)
+    (paths.OFFICIAL / "other").rename(electron)
+    with pytest.raises(InputError, match="expected label 0 for every event, found 1"):
+        load_electron_photon("official", "quick")
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_given_files_of_any_mixture(data_folder, write_events, as_list: bool) -> None:
+    files = [write_events("a.hdf5", [0, 1, 1]), write_events("b.hdf5", [1, 0], seed=1)]
+    events = load_electron_photon(path=files if as_list else ", ".join(map(str, files)))
+    assert events.source == "file"
+    assert events.files == ["a.hdf5", "b.hdf5"]
+    assert events.y.tolist() == [0, 1, 1, 1, 0]
+    assert events.y.dtype == np.int64
+
+
+def test_other_float_types_hold_the_same_quantity(data_folder, write_events, sparse_array) -> None:
+    x = sparse_array(2, (32, 32, 2)).astype(np.float64)
+    path = write_events("double.hdf5", np.array([0, 1]), x)  # integer labels are unambiguous too
+    dense = load_electron_photon(path=path).images.dense()
+    np.testing.assert_array_equal(dense.numpy(), x.transpose(0, 3, 1, 2).astype(np.float32))
+
+
+def make_bad(kind: str, path, sparse_array) -> None:
+    """Write the file ``path`` with one defect."""
+    x, y = sparse_array(6, (32, 32, 2)), np.array([0, 1, 0, 1, 0, 1], np.float32)
+    if kind == "nan":
+        x[4, 3, 2, 1] = np.nan
+    elif kind == "infinity":
+        x[2, 3, 2, 1] = -np.inf
+    elif kind == "overflow":
+        x = x.astype(np.float64)
+        x[3, 0, 0, 0] = 1e300
+    elif kind == "shape":
+        x = x.transpose(0, 3, 1, 2)
+    elif kind == "integers":
+        x = (x * 255).astype(np.uint8)
+    elif kind == "labels":
+        y[3] = 2
+    elif kind == "nan label":
+        y[3] = np.nan
+    elif kind == "one class":
+        y[:] = 1
+    elif kind == "lengths":
+        y = y[:5]
+    elif kind == "no events":
+        x, y = x[:0], y[:0]
+    elif kind == "label column":
+        y = y[:, None]
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X" if kind != "missing key" else "x", data=x)
+        file["y"] = y if kind != "text labels" else y.astype("S1")
+    content = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "empty file":
+        path.write_bytes(b"")
+    elif kind == "not HDF5":
+        path.write_text("<html>404 not found</html>")
+    elif kind == "no file":
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "found NaN or infinity in event 4 of 'X'"),
+        ("infinity", "found NaN or infinity in event 2 of 'X'"),
+        ("overflow", "found NaN or infinity in event 3 of 'X'"),
+        ("shape", "expected 'X' of shape (n, 32, 32, 2), found (6, 2, 32, 32)"),
+        ("label column", "expected 'y' of shape (n), found (6, 1)"),
+        ("integers", "expected 'X' of type float32, found uint8"),
+        ("text labels", "expected 'y' of type float32, found |S1"),
+        ("labels", "expected labels 0 (photon) and 1 (electron) in 'y', found 2"),
+        ("nan label", "expected labels 0 (photon) and 1 (electron) in 'y', found nan"),
+        ("one class", "expected photons (0) and electrons (1), found only label 1"),
+        ("lengths", "found 6 in 'X', 5 in 'y'"),
+        ("no events", "expected events, found none"),
+        ("missing key", "expected dataset 'X', found 'x', 'y'"),
+        ("truncated", "expected a complete HDF5 file, found a truncated file"),
+        ("empty file", "found an empty file"),
+        ("not HDF5", "expected a complete HDF5 file, found something else"),
+        ("no file", "expected an HDF5 file, found none"),
+    ],
+)
+def test_bad_files_are_refused(data_folder, tmp_path, sparse_array, kind, message) -> None:
+    path = tmp_path / "bad.hdf5"
+    make_bad(kind, path, sparse_array)
+    with pytest.raises(InputError) as error:
+        load_electron_photon(path=str(path))
+    assert message in str(error.value)
+    assert "bad.hdf5" in str(error.value)
+    assert "; " in str(error.value)  # what to do
+    assert "\n" not in str(error.value)
+    assert list(paths.CACHE.iterdir()) == []
+
+
+def test_one_class_is_enough_where_asked(data_folder, write_events) -> None:
+    events = load_electron_photon(path=write_events("x.h5", [1, 1]), require_both_classes=False)
+    assert events.y.tolist() == [1, 1]
+
+
+def test_damaged_chunk(data_folder, tmp_path, sparse_array) -> None:
+    path = tmp_path / "bad.hdf5"
+    with h5py.File(path, "w") as file:
+        x = sparse_array(4, (32, 32, 2), occupancy=0.5)
+        file.create_dataset("X", data=x, chunks=(2, 32, 32, 2), compression="gzip")
+        file["y"] = np.array([0, 1, 0, 1], np.float32)
+        chunk = file["X"].id.get_chunk_info(1)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="found damaged chunks"):
+        load_electron_photon(path=path)
+    assert list(paths.CACHE.iterdir()) == []
+
+
+def test_full_disk_leaves_no_cache(data_folder, write_events, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("e2e_utils.sparse_images.np.save", full)
+    with pytest.raises(InputError, match="found a full disk"):
+        load_electron_photon(path=write_events("x.hdf5", [0, 1]))
+    assert list(paths.CACHE.iterdir()) == []
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("source", "profile"), [("simulated", "quick"), ("auto", "fast")])
+def test_unknown_choices(source: str, profile: str) -> None:
+    with pytest.raises(InputError, match="expected one of"):
+        load_electron_photon(source, profile)
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(InputError, match="common_task1"):
+        prepare("task9", "quick", "auto")
+
+
+def test_bad_file_ends_a_program_with_code_2(tmp_path) -> None:
+    (tmp_path / "empty.hdf5").touch()
+    program = (
+        "import sys; from e2e_utils.errors import command_line\n"
+        "from e2e_utils.datasets import load_electron_photon\n"
+        "command_line(lambda: load_electron_photon(path=sys.argv[1]))()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "empty.hdf5")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,87 @@
+"""The splitter: deterministic, stratified, disjoint, and groups stay together."""
+
+import numpy as np
+import pytest
+
+from e2e_utils.errors import InputError
+from e2e_utils.sparse_images import SparseImages
+from e2e_utils.splits import duplicate_groups, split
+
+
+@pytest.mark.parametrize("n", [50, 101, 998, 5003])
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_parts_are_disjoint_complete_and_stratified(n: int, share: float) -> None:
+    y = (np.arange(n) < share * n).astype(np.int64)
+    parts = split(y, seed=1)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+    for part, fraction in zip(parts, (0.64, 0.16, 0.20), strict=True):
+        assert abs(len(part) - fraction * n) <= 1
+        assert abs(y[part].sum() - share * len(part)) <= 1.5
+
+
+def test_deterministic_and_seeded() -> None:
+    y = np.arange(500) % 2
+    for a, b in zip(split(y, seed=3), split(y, seed=3), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert set(split(y, seed=3).test) != set(split(y, seed=4).test)
+
+
+def test_sorted_classes_come_out_shuffled() -> None:
+    y = np.repeat([0, 1], 1000)
+    for part in split(y):
+        assert 0.35 < y[part[: len(part) // 4]].mean() < 0.65
+
+
+def test_plain_number_of_events() -> None:
+    parts = split(1000, seed=0)
+    assert [len(part) for part in parts] == [640, 160, 200]
+    assert len(np.unique(np.concatenate(parts))) == 1000
+
+
+def test_other_fractions() -> None:
+    assert [len(part) for part in split(1000, fractions=(0.5, 0.25, 0.25))] == [500, 250, 250]
+
+
+def test_groups_stay_together() -> None:
+    groups = np.repeat(np.arange(300), 4)  # four rotated copies of each of 300 images
+    y = np.repeat(np.arange(300) % 3, 4)
+    order = np.random.default_rng(0).permutation(1200)
+    groups, y = groups[order], y[order]
+    parts = split(y, groups=groups)
+    assert len(np.unique(np.concatenate(parts))) == 1200
+    members = [set(groups[part]) for part in parts]
+    assert not (members[0] & members[1] or members[0] & members[2] or members[1] & members[2])
+    for part, fraction in zip(parts, (0.64, 0.16, 0.20), strict=True):
+        assert abs(len(part) / 1200 - fraction) < 0.01
+        np.testing.assert_allclose(np.bincount(y[part]) / len(part), 1 / 3, atol=0.01)
+
+
+def test_copies_of_an_event_never_cross(sparse_array) -> None:
+    dense = sparse_array(200)
+    dense[150:] = dense[:50]  # 50 events occur twice, once with the other label
+    y = np.r_[np.zeros(100, int), np.ones(100, int)]
+    groups = duplicate_groups(SparseImages.from_dense(dense))
+    assert len(np.unique(groups)) == 150
+    np.testing.assert_array_equal(groups[150:], groups[:50])
+    part_of = np.empty(200, int)
+    for number, part in enumerate(split(y, groups=groups)):
+        part_of[part] = number
+    np.testing.assert_array_equal(part_of[150:], part_of[:50])
+
+
+def test_duplicates_differ_in_pixels_or_values() -> None:
+    dense = np.zeros((4, 1, 2, 2), np.float32)
+    dense[0, 0, 0, 0] = dense[1, 0, 0, 1] = 1.0  # the same value elsewhere
+    dense[2, 0, 0, 0] = 2.0  # another value there
+    assert duplicate_groups(SparseImages.from_dense(dense)).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("y", [[0, 1], [0] * 50 + [1], [0] * 50 + [1] * 3, []])
+def test_too_few_events(y: list) -> None:
+    with pytest.raises(InputError, match="enough events of every class"):
+        split(np.array(y, int))
+
+
+def test_one_large_group_is_too_few() -> None:
+    with pytest.raises(InputError):
+        split(np.arange(100) % 2, groups=np.zeros(100))

@@ -1,0 +1,355 @@
+"""`make all`: data, notebook and PDF of every task, as Dask tasks, where anything has changed.
+
+``python -m tools.regenerate --profile quick [TASK ...]``. A local cluster by default;
+``DASK_SCHEDULER_ADDRESS=tcp://...`` sends the same work to another one whose workers see this
+folder. One failure does not stop the other tasks.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from e2e_utils import paths
+from e2e_utils.errors import InputError, command_line
+from tools.provenance import (
+    DATA_SOURCES,
+    PROFILES,
+    check_task,
+    notebook_hash,
+    pdf_hashes,
+    read_json,
+    up_to_date,
+)
+from tools.provenance import layout_hash as current_layout
+
+GIGABYTE = 2**30
+MEMORY_PER_NOTEBOOK = 4 * GIGABYTE
+STAGES = ("data", "notebook", "pdf")
+
+
+@dataclass
+class Job:
+    """One task on its way through the stages that it needs."""
+
+    task: str
+    folder: Path
+    stages: list[str]
+    stage: str = "waiting"
+    status: str = "unchanged"  # or "ran", "failed"
+    exit_code: int = 0
+    message: str = ""
+    began: float = 0.0
+    seconds: float = 0.0
+    done: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return not self.stages or self.status == "failed"
+
+
+def plan(
+    tasks: Iterable[str], profile: str, data_source: str, data: str | None, force: bool
+) -> list[Job]:
+    """The stages that every task needs; none where its products are those of today's sources."""
+    jobs = []
+    for task in tasks:
+        folder = paths.run_directory(profile, task)
+        if force or not up_to_date(task, profile, data_source, data):
+            stages = ["notebook", "pdf"] if data else list(STAGES)
+        elif not pdf_up_to_date(folder / f"{task}.ipynb", folder / f"{task}.pdf"):
+            stages = ["pdf"]
+        else:
+            stages = []
+        jobs.append(Job(task, folder, stages))
+    return jobs
+
+
+def pdf_up_to_date(notebook: Path, pdf: Path) -> bool:
+    """Whether a PDF was made of this notebook with today's layout."""
+    expected = {"notebook": notebook_hash(read_json(notebook)), "layout": current_layout()}
+    return pdf_hashes(pdf) == expected
+
+
+def stage_command(
+    stage: str, job: Job, profile: str, data_source: str, data: str | None, force: bool
+) -> list[str]:
+    """Command line of one stage; a process of its own, so that a crash fails only this task."""
+    if stage == "data":
+        call = "import sys; from e2e_utils.datasets import prepare; print(prepare(*sys.argv[1:]))"
+        wrapped = (
+            f"from e2e_utils.errors import command_line\n@command_line\ndef main():\n {call}\n"
+        )
+        return [sys.executable, "-c", wrapped + "main()", job.task, profile, data_source]
+    if stage == "pdf":
+        notebook = str(job.folder / f"{job.task}.ipynb")
+        return [sys.executable, "-m", "tools.notebook_pdf", notebook]
+    command = [sys.executable, "-m", "tools.run_notebook", job.task, "--with-parent"]
+    command += ["--profile", profile, "--data-source", data_source]
+    return command + (["--data", data] if data else []) + (["--force"] if force else [])
+
+
+def run_stage(command: list[str], folder: str, threads: int | None) -> tuple[int, str]:
+    """Dask task: run one stage to its end; exit code and last line of its error output.
+
+    It leaves Dask's thread pool while it waits: simulating events sends tasks to the same cluster.
+    """
+    from distributed import secede
+
+    secede()
+    environment = dict(os.environ)
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    process = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    output = process.stdout if process.returncode == 0 else process.stderr or process.stdout
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    return process.returncode, lines[-1] if lines else ""
+
+
+def concurrent_notebooks(n_jobs: int, cores: int, memory: int, gpus: int) -> int:
+    """How many notebooks run side by side: no core, memory or GPU is asked for twice."""
+    limits = [n_jobs, cores, memory // MEMORY_PER_NOTEBOOK]
+    return max(1, min(limits + ([gpus] if gpus else [])))
+
+
+def available_memory() -> int:
+    """Bytes of memory of this machine (POSIX)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which a batch system can limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs of this machine, without importing torch."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return result.stdout.count("GPU ")
+
+
+def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) -> None:
+    """Run all stages of all jobs on a Dask cluster; results are written into the jobs."""
+    from distributed import Client, LocalCluster
+
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    with contextlib.ExitStack() as stack:
+        if address:
+            client = stack.enter_context(Client(address, timeout=30))
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            slots = slots or max(1, len(workers))
+            cores = sum(worker["nthreads"] for worker in workers.values()) or slots
+        else:
+            cores = available_cores()
+            slots = slots or concurrent_notebooks(
+                len(jobs), cores, available_memory(), count_gpus()
+            )
+            cluster = LocalCluster(
+                n_workers=slots, threads_per_worker=1, dashboard_address=None, memory_limit=0
+            )
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+        print(
+            f"{len(jobs)} task(s), {slots} at a time, {cores} core(s), scheduler: "
+            f"{address or 'local cluster'}",
+            flush=True,
+        )
+        schedule(client, jobs, slots, cores, options)
+
+
+def schedule(client, jobs: list[Job], slots: int, cores: int, options: argparse.Namespace) -> None:
+    """Feed the cluster: ``slots`` stages at a time, the last ones with more threads each."""
+    running: dict = {}  # future -> job
+    display = Display(jobs)
+    while any(not job.finished for job in jobs):
+        waiting = [job for job in jobs if not job.finished and job not in running.values()]
+        for job in waiting[: slots - len(running)]:
+            left = sum(not other.finished for other in jobs)
+            threads = max(1, cores // min(slots, left))
+            job.stage = job.stages[0]
+            job.began = job.began or time.monotonic()
+            command = stage_command(
+                job.stage, job, options.profile, options.data_source, options.data, options.force
+            )
+            future = client.submit(
+                run_stage,
+                command,
+                str(paths.ROOT),
+                threads,
+                key=f"{job.stage}-{job.task}",
+                pure=False,
+            )
+            running[future] = job
+        for future in [future for future in running if future.done()]:
+            settle(running.pop(future), future)
+        display.show()
+        time.sleep(0.2)
+    display.close()
+
+
+def settle(job: Job, future) -> None:
+    """Enter the end of a stage into its job."""
+    error = future.exception()
+    code, line = (1, f"{type(error).__name__}: {error}") if error else future.result()
+    job.seconds = time.monotonic() - job.began
+    job.done.append(job.stage)
+    if code == 0:
+        job.status = "ran"
+        job.stages.pop(0)
+        job.stage = "done" if job.finished else "waiting"
+    else:
+        job.status, job.stage, job.exit_code = "failed", "failed", code
+        job.message = f"{job.done[-1]}: {line.removeprefix('error: ')}"
+
+
+class Display:
+    """One line a task with stage, cell and time; redrawn in a terminal, else on every change."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = jobs
+        self.terminal = sys.stdout.isatty()
+        self.drawn = 0
+        self.last = 0.0
+        self.shown: dict[str, str] = {}
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if now - self.last < (0.5 if self.terminal else 1.0):
+            return
+        self.last = now
+        if self.terminal:
+            self.redraw()
+            return
+        for job in self.jobs:
+            state = progress(job)
+            if state != self.shown.get(job.task):
+                self.shown[job.task] = state
+                print(f"{job.task}: {state}{elapsed(job)}", flush=True)
+
+    def redraw(self) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        lines = [f"{job.task:28s} {progress(job, bars=True)}{elapsed(job)}" for job in self.jobs]
+        up = f"\x1b[{self.drawn}A" if self.drawn else ""
+        print(up + "".join(f"\x1b[2K{line[:width]}\n" for line in lines), end="", flush=True)
+        self.drawn = len(lines)
+
+    def close(self) -> None:
+        self.last = 0.0
+        self.show()
+
+
+def progress(job: Job, bars: bool = False) -> str:
+    """Where a job stands, from its stage and the end of its run.log."""
+    if job.stage != "notebook":
+        return job.stage
+    lines = tail(job.folder / "run.log")
+    cells = [re.search(r"\] cell (\d+/\d+): (.*)", line) for line in lines]
+    cells = [match for match in cells if match]
+    if not cells:
+        return "notebook: kernel starts"
+    text = f"notebook: cell {cells[-1][1]}"
+    if bars:
+        last = lines[-1].strip()
+        text += f"  {last.removeprefix('| ') if last.startswith('|') else cells[-1][2]}"
+    return text
+
+
+def tail(path: Path, size: int = 16_384) -> list[str]:
+    """The last lines of a file."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - size))
+            return stream.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def elapsed(job: Job) -> str:
+    if not job.began:
+        return ""
+    seconds = job.seconds if job.finished else time.monotonic() - job.began
+    return f"  [{seconds:.0f} s]"
+
+
+def summary(jobs: list[Job]) -> str:
+    """Table of all tasks at the end, one line each, and the messages of those that failed."""
+    rows = [("task", "status", "seconds", "headline", "data", "products")]
+    for job in jobs:
+        metrics = read_json(job.folder / "metrics.json") if job.status != "failed" else {}
+        products = [path.suffix[1:] for path in sorted(job.folder.glob(f"{job.task}.*"))]
+        products += ["safetensors"] if any(job.folder.glob("*.safetensors")) else []
+        rows.append(
+            (
+                job.task,
+                job.status,
+                f"{job.seconds:.0f}",
+                headline(metrics),
+                metrics.get("data", {}).get("source", ""),
+                " ".join(dict.fromkeys(products)) if job.status != "failed" else "",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += [f"{job.task} failed in {job.message}" for job in jobs if job.status == "failed"]
+    return "\n".join(lines)
+
+
+def headline(metrics: dict) -> str:
+    """Name and value of the headline metric with its interval, "" for an empty dictionary."""
+    if not metrics:
+        return ""
+    name = metrics["headline"]
+    entry = metrics["metrics"][name]
+    return f"{name} {entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.regenerate", description=__doc__)
+    parser.add_argument("tasks", nargs="*", help="default: every task folder")
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--data-source", choices=DATA_SOURCES, default="auto")
+    parser.add_argument("--data", help="file(s) instead of a dataset, comma separated")
+    parser.add_argument("--jobs", type=int, help="notebooks at a time (default: what fits)")
+    parser.add_argument("--force", action="store_true", help="run even if nothing has changed")
+    options = parser.parse_args(arguments)
+    tasks = [check_task(task) for task in options.tasks or paths.list_tasks()]
+    if not tasks:
+        raise InputError("tasks: expected at least one task folder, found none; see README.md")
+    jobs = plan(tasks, options.profile, options.data_source, options.data, options.force)
+    todo = [job for job in jobs if job.stages]
+    if not todo:
+        place = paths.BUILD / options.profile
+        print(
+            f"nothing to do: {len(jobs)} task(s) up to date in {place} "
+            f"(profile {options.profile}); --force runs them again"
+        )
+        return 0
+    try:
+        run_jobs(todo, options.jobs, options)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished tasks are kept", file=sys.stderr)
+        return 130
+    print("\n" + summary(jobs))
+    codes = {job.exit_code for job in jobs if job.status == "failed"}
+    return 0 if not codes else 2 if codes == {InputError.exit_code} else 1
+
+
+if __name__ == "__main__":
+    main()
