@@ -45,7 +45,7 @@ sys.path.insert(0, os.getcwd())
 
 from e2e_utils.notebook import show_results
 
-show_results()
+show_results("common_task1")
 
 # %% [markdown]
 # ## 1. Set-up
@@ -73,12 +73,7 @@ from e2e_utils.checkpoints import load_training_state, save_training_state, save
 from e2e_utils.datasets import load_electron_photon
 from e2e_utils.evaluation import evaluate_classifier
 from e2e_utils.metrics import bootstrap_interval, paired_bootstrap, roc_auc
-from e2e_utils.notebook import (
-    environment_summary,
-    format_entry,
-    start_run,
-    update_results,
-)
+from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.seeds import epoch_batches, seed_everything, torch_generator
 from e2e_utils.splits import duplicate_groups, split
@@ -123,7 +118,7 @@ CONFIG = CONFIGS[PROFILE]
 # %%
 run = start_run("common_task1", PROFILE, DATA_SOURCE)
 plotting.set_style()
-print(environment_summary(PROFILE))
+print(run.summary())
 
 # %% [markdown]
 # ## 2. Data
@@ -697,9 +692,7 @@ LABELS = {
     "gradient_boosting": "gradient boosting on shower shapes",
     "constant": "constant (trivial)",
 }
-table = pd.DataFrame(
-    {LABELS[arm]: {m: format_entry(e) for m, e in results[arm].items()} for arm in LABELS}
-).T
+table = results_frame({label: results[arm] for arm, label in LABELS.items()})
 display(
     Markdown(
         f"**Test set**, {len(test):,} events, {dataset.words}. Brackets: 95 % bootstrap interval; ±: spread over seeds."
@@ -972,28 +965,21 @@ def described(arm: str) -> dict:
 
 parameters, flops = complexity(best_model)
 metrics = run.save_metrics(
-    {
-        "title": "Common task 1: electron / photon classification",
-        "data": {
-            "source": dataset.source,
-            "fingerprint": dataset.fingerprint,
-            "description": dataset.description,
-            **{part: len(rows) for part, rows in splits._asdict().items()},
-        },
-        "seeds": list(CONFIG.seeds),
-        "headline": "roc_auc",
-        "metrics": results["resnet"],
-        "baselines": {
-            arm: described(arm) for arm in ("constant", "gradient_boosting", "plain_resnet15")
-        },
-        "arms": {
-            arm: described(arm)
-            for arm in ("ensemble", "no_flip_average", "energy_only", "time_only")
-        },
-        "floors": {},
-        "parameters": parameters,
-        "flops": flops,
-    }
+    title="Common task 1: electron / photon classification",
+    data={
+        "source": dataset.source,
+        "fingerprint": dataset.fingerprint,
+        "description": dataset.description,
+        **{part: len(rows) for part, rows in splits._asdict().items()},
+    },
+    seeds=list(CONFIG.seeds),
+    headline="roc_auc",
+    metrics=results["resnet"],
+    baselines={a: described(a) for a in ("constant", "gradient_boosting", "plain_resnet15")},
+    arms={a: described(a) for a in ("ensemble", "no_flip_average", "energy_only", "time_only")},
+    floors={},
+    parameters=parameters,
+    flops=flops,
 )
 update_results(metrics)
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.catalog import dataset
+from data.catalog import PROFILES, dataset
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
 from e2e_utils.hdf5_schema import check_images_file, iter_images, read_labels
 from e2e_utils.sparse_images import SparseImages
 
-PROFILES = ("smoke", "quick", "standard", "full")
 SOURCES = ("auto", "official", "standin")
 SOURCE_WORDS = {
     "official": "official events",

@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 from numpy.typing import ArrayLike
 
+from data.catalog import PROFILES
 from e2e_utils.disk_space import writing
 from e2e_utils.errors import InputError
 from e2e_utils.metrics import (
@@ -57,7 +58,7 @@ METRICS_SCHEMA = {
     "properties": {
         "task": {"type": "string", "minLength": 1},
         "title": {"type": "string"},
-        "profile": {"enum": ["smoke", "quick", "standard", "full"]},
+        "profile": {"enum": list(PROFILES)},
         "data": {
             "type": "object",
             "properties": {

@@ -18,7 +18,8 @@ import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
 
-from e2e_utils.datasets import PROFILES, SOURCES
+from data.catalog import PROFILES
+from e2e_utils.datasets import SOURCES
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import write_metrics
 from e2e_utils.paths import list_tasks, run_directory, script_path

@@ -186,8 +186,11 @@ def test_weights_of_another_model(tmp_path) -> None:
     save_weights(tmp_path / "w", make_model(8), {})
     with pytest.raises(InputError, match=r"0\.weight \(8, 6\) for \(16, 6\)"):
         load_weights(tmp_path / "w", make_model(16))
-    with pytest.raises(InputError, match="missing"):
-        load_weights(tmp_path / "w", nn.Bilinear(2, 2, 2))
+    state = make_model(8).state_dict()
+    state["extra"] = state.pop("4.bias")
+    save_weights(tmp_path / "w", state, {})
+    with pytest.raises(InputError, match=r"2 differences \(4\.bias missing, extra unknown\)"):
+        load_weights(tmp_path / "w", make_model(8))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", "cut"])

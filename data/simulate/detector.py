@@ -7,16 +7,19 @@ Chain: `track` carries a particle and all it radiates through the tracker to imp
 front face; `render_shower` turns an impact into energy in crystals; `read_out` adds noise and the
 selective readout; `reduce_hits` keeps what CMS reconstruction stores around clusters.
 
-Crystals are counted by i = floor(eta / CRYSTAL_PITCH), -85..84, and j = floor(phi / CRYSTAL_PITCH),
-0..359. (CMS counts ieta without a zero: ieta = i + 1 for i >= 0; iphi = j + 1.) An event lives in a
-window of GRID x GRID crystals whose corner is (i0, j0); j runs on unwrapped there.
+Crystals are counted by i = floor(eta / CRYSTAL_PITCH), -85..84, and j = floor(phi / CRYSTAL_PITCH).
+(CMS counts from 1 and without a zero: `cms_crystal`.) An event lives in a window of GRID x GRID
+crystals whose corner is (i0, j0); phi is not wrapped there.
 
 Sources
 - Particle Data Group, "Passage of particles through matter" and "Atomic and nuclear properties".
 - G. Grindhammer, S. Peters, "The parameterized simulation of electromagnetic showers in homogeneous
   and sampling calorimeters", hep-ex/0001020 (GP below).
 - CMS, "The CMS experiment at the CERN LHC", JINST 3 (2008) S08004 (CMS below).
-- CMSSW, HybridClusterAlgo and the reduced ECAL hit collection (public configuration files).
+- CMS, "Time reconstruction and performance of the CMS electromagnetic calorimeter",
+  JINST 5 (2010) T03011.
+- CMSSW, public configuration of hybrid and particle-flow clustering and of the reduced collection
+  of ECAL hits (RecoEcal/EgammaClusterProducers, RecoEgamma/EgammaIsolationAlgos).
 """
 
 import math
@@ -63,29 +66,53 @@ LAYERS = np.array(
 MATERIAL_ETA = np.array([0.0, 0.3, 0.6, 0.8, 1.0, 1.2, 1.4, 1.5])
 MATERIAL_X0 = np.array([0.40, 0.43, 0.53, 0.68, 0.98, 1.35, 1.70, 1.80])
 
+# Clustering of hits (CMSSW defaults)
+DOMINO_STEPS = 17  # crystals in phi on each side of a seed
+DOMINO_SEED = 0.35  # GeV, lowest peak of a sub-cluster
+DOMINO_EDGE = 0.1  # GeV, lowest domino of a sub-cluster
+SEED_ET = 1.0  # GeV, lowest seed crystal
+WINDOW = 2  # crystals kept on each side of a cluster's highest one
+FLOW_CELL = 0.08  # GeV, lowest crystal of a particle-flow cluster
+FLOW_SEED = 0.23  # GeV, lowest local maximum that makes a particle-flow cluster
+
+# Time of a hit
+TIME_NOISE = 33.0  # ns, resolution of a hit as large as the noise (CMS test beam: 33 to 35)
+TIME_FLOOR = 0.1  # ns, resolution of a large hit
+TIME_WORST = 25.0  # ns, the pulse fit keeps small hits within the sampled pulse
+TIME_FIRST, TIME_LAST = -125.0, 114.0  # ns, where failed fits end up
+FAILED_FIT_SIZE = 5.0  # noise widths, largest hit whose fit fails
+FAILED_FIT_CHANCE = 0.015
+
 # Columns of an impact on the ECAL front face
 IMPACT_I, IMPACT_J, IMPACT_SLOPE_I, IMPACT_SLOPE_J, IMPACT_ENERGY, IMPACT_PHOTON = range(6)
 MAX_IMPACTS = 512
+MAX_INCIDENCE = 1.2  # rad
 
 
 class Detector(NamedTuple):
-    """What can be turned: the calibrated values are the defaults."""
+    """What can be turned. The defaults are calibrated to real images (data/README.md)."""
 
     field: float = 3.8  # T
     material_scale: float = 1.0  # of MATERIAL_X0
     brem_cut: float = 0.010  # GeV, softest bremsstrahlung photon followed
-    core_scale: float = 1.35  # of the GP core radius
-    tail_scale: float = 1.45  # of the GP tail radius
-    phi_stretch: float = 1.35  # widening of the core in phi: shower electrons curl in the field
+    core_scale: float = 1.5  # of the GP core radius
+    tail_scale: float = 1.3  # of the GP tail radius
+    tail_gain: float = 1.1  # of the GP share of the tail
+    core_stretch: float = 1.2  # widening in phi, where the field bends the shower's electrons
+    tail_stretch: float = 1.15
     tilt: float = 0.0524  # rad, 3 degrees between crystal axis and vertex direction (CMS)
-    energy_scale: float = 1.0  # calibration of a hit
     stochastic: float = 0.028  # GeV^1/2, photo-statistics (CMS)
     intercalibration: float = 0.005  # relative, crystal to crystal (CMS)
-    noise: float = 0.044  # GeV a crystal (CMS)
+    noise: float = 0.044  # GeV a crystal (CMS: about 0.040)
     tower_high: float = 2.0  # GeV of ET: read out the 3 x 3 towers around in full
     tower_low: float = 1.0  # GeV of ET: read out the tower in full
-    zero_suppression: float = 0.14  # GeV, hits elsewhere
-    isolation_hit: float = 0.095  # GeV, hits stored wherever they are
+    zero_suppression: float = 0.14  # GeV, least hit elsewhere
+    isolation_hit: float = 0.095  # GeV, hits stored wherever they are (CMSSW)
+
+
+def cms_crystal(i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """CMS numbers (ieta -85..-1, 1..85; iphi 1..360) of crystals counted from zero."""
+    return np.where(i >= 0, i + 1, i), np.mod(j, 360) + 1
 
 
 @numba.njit(cache=True, nogil=True)
@@ -133,10 +160,7 @@ def advance(state, radius, field):
         state[2] += length * cot
         return True
     pt = energy / math.sqrt(1.0 + cot * cot)
-    if field == 0.0:
-        bend = 1e12
-    else:
-        bend = 100.0 * pt / (0.299792458 * field)  # cm
+    bend = 100.0 * pt / (0.299792458 * max(field, 1e-9))  # cm, radius of curvature
     # A charge turns clockwise (field along +z): the centre lies to the right of the direction.
     side = charge * bend
     cx, cy = x + side * math.sin(phi), y - side * math.cos(phi)
@@ -179,7 +203,8 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
     continuous), slopes against the crystal axis, energy, 1 for a photon. Returns
     (number of impacts, radius in cm of the primary photon's conversion or 0).
     """
-    stack = np.empty((256, 8))  # x, y, z, phi, cot theta, energy, charge, next layer
+    # Columns: x, y, z (cm), phi and cot theta of the direction, energy, charge, next layer
+    stack = np.empty((256, 8))
     stack[0] = (0.0, 0.0, z, phi, math.sinh(eta), energy, charge, 0.0)
     waiting = 1
     count = 0
@@ -247,21 +272,18 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
         # unwrapped about the primary's direction
         position = phi + (position - phi + math.pi) % (2.0 * math.pi) - math.pi
         eta_front = math.asinh(state[2] / FRONT_RADIUS)
-        incidence = state[3] - math.atan2(state[1], state[0])
-        incidence = (incidence + math.pi) % (2.0 * math.pi) - math.pi
-        polar = math.atan(1.0 / math.sinh(eta_front)) if eta_front != 0.0 else math.pi / 2.0
-        flight = math.atan(1.0 / state[4]) if state[4] != 0.0 else math.pi / 2.0
-        if polar < 0.0:
-            polar += math.pi
-        if flight < 0.0:
-            flight += math.pi
+        # A curling electron enters at any angle: the limit keeps its shower where it enters.
+        incidence = (state[3] - position + math.pi) % (2.0 * math.pi) - math.pi
+        incidence = max(-MAX_INCIDENCE, min(MAX_INCIDENCE, incidence))
+        polar = math.atan2(FRONT_RADIUS, state[2])
+        flight = math.atan2(1.0, state[4])
         side = 1.0 if eta_front > 0.0 else -1.0
         impact = impacts[count]
         impact[IMPACT_I] = eta_front / CRYSTAL_PITCH
         impact[IMPACT_J] = position / CRYSTAL_PITCH
-        # Crystal axes point past the vertex, in eta mirrored at eta = 0, in phi all the same way.
+        # Crystal axes point past the vertex, mirrored at eta = 0, all the same way in phi.
         impact[IMPACT_SLOPE_I] = math.tan(polar - flight) + side * detector.tilt
-        impact[IMPACT_SLOPE_J] = math.tan(max(-1.2, min(1.2, incidence))) + detector.tilt
+        impact[IMPACT_SLOPE_J] = math.tan(incidence) + detector.tilt
         impact[IMPACT_ENERGY] = state[5]
         impact[IMPACT_PHOTON] = 1.0 if state[6] == 0.0 else 0.0
         count += 1
@@ -303,8 +325,6 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
         total += math.exp((alpha - 1.0) * math.log(t / t_max) - beta * (t - t_max))
     spots = 93.0 * math.log(z) * energy**0.876
     spots = max(spots, 5.0)
-    distance = FRONT_RADIUS  # cm: crystals widen with depth as seen from the vertex
-    pitch_front = FRONT_RADIUS * CRYSTAL_PITCH
     for s in range(slices):
         t = s + 0.5
         depth_x0 = start + t
@@ -316,35 +336,34 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
         tail = k1 * (math.exp(k3 * (tau - k2)) + math.exp(k4 * (tau - k2)))
         tail *= MOLIERE_RADIUS * detector.tail_scale
         inner = (p2 - tau) / p3
-        weight = min(max(p1 * math.exp(inner - math.exp(inner)), 0.0), 1.0)
+        tail_share = (1.0 - p1 * math.exp(inner - math.exp(inner))) * detector.tail_gain
+        inner_share = min(max(1.0 - tail_share, 0.0), 1.0)
+        depth = depth_x0 * X0
+        pitch = FRONT_RADIUS * CRYSTAL_PITCH * (1.0 + depth / FRONT_RADIUS)
+        # middle of the slice in crystals from the window's corner, and how far it moves across it
+        row_mid = impact[IMPACT_I] - i0 + impact[IMPACT_SLOPE_I] * depth / pitch
+        col_mid = impact[IMPACT_J] - j0 + impact[IMPACT_SLOPE_J] * depth / pitch
+        row_drift = impact[IMPACT_SLOPE_I] * X0 / pitch
+        col_drift = impact[IMPACT_SLOPE_J] * X0 / pitch
         for kind in range(2):
-            share = weight if kind == 0 else 1.0 - weight
-            expected = spots * part * share
-            radius_scale = core
-            stretch = detector.phi_stretch
-            if kind == 1:
-                radius_scale = tail
-                stretch = 1.0
+            expected = spots * part * (inner_share if kind == 0 else 1.0 - inner_share)
             if expected <= 0.0:
                 continue
             number = int(expected + rng.random())
             if number == 0:
                 continue
-            spot = energy * part * share / max(expected, 1e-9)
-            if expected > 1.0:
-                spot = energy * part * share / number
-            for _ in range(number):
+            spot = energy / spots if expected < 1.0 else energy / spots * expected / number
+            scale = (core if kind == 0 else tail) / pitch
+            stretch = detector.core_stretch if kind == 0 else detector.tail_stretch
+            for k in range(number):
                 u = rng.random()
-                r = min(radius_scale * math.sqrt(u / (1.0 - u)), 40.0)
+                r = scale * math.sqrt(u / (1.0 - u))
                 angle = 2.0 * math.pi * rng.random()
-                depth = (depth_x0 + rng.random() - 0.5) * X0
-                pitch = pitch_front * (1.0 + depth / distance)
-                a = impact[IMPACT_I] + (impact[IMPACT_SLOPE_I] * depth + r * math.cos(angle)) / pitch
-                b = impact[IMPACT_J] + (impact[IMPACT_SLOPE_J] * depth + stretch * r * math.sin(angle)) / pitch
-                row = math.floor(a) - i0
-                col = math.floor(b) - j0
+                along = (k + 0.5) / number - 0.5
+                row = math.floor(row_mid + along * row_drift + r * math.cos(angle))
+                col = math.floor(col_mid + along * col_drift + stretch * r * math.sin(angle))
                 if 0 <= row < GRID and 0 <= col < GRID:
-                    grid[row, col] += spot
+                    grid[int(row), int(col)] += spot
 
 
 @numba.njit(cache=True, nogil=True)
@@ -386,7 +405,7 @@ def read_out(rng, grid, i0, j0, detector):
                 if true > 0.0:
                     value = true * (1.0 + detector.intercalibration * rng.standard_normal())
                     value += detector.stochastic * math.sqrt(true) * rng.standard_normal()
-                value = value * detector.energy_scale + detector.noise * rng.standard_normal()
+                value += detector.noise * rng.standard_normal()
                 a, b = math.floor(i / TOWER) - first_i, math.floor((j0 + col) / TOWER) - first_j
                 towers[a, b] += value * transverse
             grid[row, col] = value
@@ -403,15 +422,6 @@ def read_out(rng, grid, i0, j0, detector):
             b = math.floor((j0 + col) / TOWER) - first_j
             if not full[a, b] and grid[row, col] < detector.zero_suppression:
                 grid[row, col] = 0.0
-
-
-DOMINO_STEPS = 17  # crystals in phi on each side of a seed
-DOMINO_SEED = 0.35  # GeV, lowest peak of a sub-cluster
-DOMINO_EDGE = 0.1  # GeV, lowest domino of a sub-cluster
-SEED_ET = 1.0  # GeV, lowest seed crystal
-WINDOW = 2  # crystals kept on each side of a sub-cluster's highest one
-FLOW_CELL = 0.08  # GeV, lowest crystal of a particle-flow cluster
-FLOW_SEED = 0.23  # GeV, lowest local maximum that makes a particle-flow cluster
 
 
 @numba.njit(cache=True, nogil=True)
@@ -453,10 +463,10 @@ def keep_flow_clusters(grid, keep):
 def reduce_hits(grid, i0, detector):
     """Keep the hits that CMS reconstruction stores with electrons and photons; in place.
 
-    CMSSW's hybrid clustering: from every seed crystal (ET > 1 GeV), dominoes of five crystals in
-    eta are followed along phi; runs of dominoes that fall from a peak above 0.35 GeV to 0.1 GeV are
-    sub-clusters. Stored are their crystals, 5 x 5 around each one's highest crystal, and every hit
-    above ``isolation_hit``. Only positive energies are hits.
+    CMSSW's hybrid clustering: from every seed crystal, dominoes of five crystals in eta are
+    followed along phi; runs of dominoes that fall from a peak (DOMINO_SEED) to DOMINO_EDGE are
+    sub-clusters. Stored are their crystals, 5 x 5 around each one's highest crystal, the same for
+    particle-flow clusters, and every hit above ``isolation_hit``. Only positive energies are hits.
     """
     keep = np.zeros((GRID, GRID), dtype=np.bool_)
     used = np.zeros((GRID, GRID), dtype=np.bool_)
@@ -496,9 +506,7 @@ def reduce_hits(grid, i0, detector):
             left = right = peak
             free[peak] = False
             while (
-                right < last
-                and free[right + 1]
-                and DOMINO_EDGE < domino[right + 1] < domino[right]
+                right < last and free[right + 1] and DOMINO_EDGE < domino[right + 1] < domino[right]
             ):
                 right += 1
                 free[right] = False
@@ -522,14 +530,6 @@ def reduce_hits(grid, i0, detector):
                 grid[row, col] = 0.0
 
 
-TIME_NOISE = 33.0  # ns, resolution of a hit as large as the noise (CMS test beam: 33 to 35)
-TIME_FLOOR = 0.1  # ns, resolution of a large hit
-TIME_WORST = 25.0  # ns, the pulse fit keeps small hits within the sampled pulse
-TIME_FIRST, TIME_LAST = -125.0, 114.0  # ns, where failed fits end up
-FAILED_FIT_SIZE = 5.0  # noise widths, largest hit whose fit fails
-FAILED_FIT_CHANCE = 0.015
-
-
 @numba.njit(cache=True, nogil=True)
 def hit_time(rng, energy, noise):
     """Measured time in ns of an in-time hit of ``energy`` GeV: Gaussian, N / (E / noise) (+) c."""
@@ -538,3 +538,22 @@ def hit_time(rng, energy, noise):
         return TIME_FIRST + (TIME_LAST - TIME_FIRST) * rng.random()
     width = 1.0 / math.sqrt((size / TIME_NOISE) ** 2 + 1.0 / TIME_WORST**2)
     return math.hypot(width, TIME_FLOOR) * rng.standard_normal()
+
+
+@numba.njit(cache=True, nogil=True)
+def simulate_hits(rng, charge, energy, eta, phi, z, detector, grid, impacts):
+    """Stored hits of one electron (``charge`` +-1) or photon (0), in GeV, into ``grid``.
+
+    Arguments as in `track`; ``grid`` (GRID, GRID) and ``impacts`` are work space. Returns
+    (i0, j0, conversion radius): the window is centred on where a straight line would arrive.
+    """
+    grid[:] = 0.0
+    count, conversion = track(rng, charge, energy, eta, phi, z, detector, impacts)
+    front = math.asinh(math.sinh(eta) + z / FRONT_RADIUS)
+    i0 = math.floor(front / CRYSTAL_PITCH) - GRID // 2
+    j0 = math.floor(phi / CRYSTAL_PITCH) - GRID // 2
+    for k in range(count):
+        render_shower(rng, grid, i0, j0, impacts[k], detector)
+    read_out(rng, grid, i0, j0, detector)
+    reduce_hits(grid, i0, detector)
+    return i0, j0, conversion

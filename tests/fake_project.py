@@ -1,0 +1,146 @@
+"""A small project in a temporary folder, for the tests of the tools."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from safetensors.numpy import save_file
+
+from e2e_utils import paths
+from tools.notebook_pdf.exporter import notebook_to_pdf
+from tools.provenance import product_hashes, run_key, source_hash
+
+TASK = "task_demo"
+SCRIPT = """\
+# %% [markdown]
+# # Demo: $x^2$
+
+# %% tags=["parameters"]
+import os
+
+PROFILE = os.environ.get("PROFILE", "quick")
+print(PROFILE)
+
+# %%
+1 + 1
+"""
+
+
+def make_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point ``e2e_utils.paths`` at a new project with one task and a README."""
+    monkeypatch.setattr(paths, "ROOT", root)
+    monkeypatch.setattr(paths, "BUILD", root / "build")
+    monkeypatch.setattr(paths, "WEIGHTS", root / "weights")
+    monkeypatch.setattr(paths, "OFFICIAL", root / "data" / "files" / "official")
+    (root / TASK).mkdir(parents=True)
+    paths.script_path(TASK).write_text(SCRIPT)
+    (root / "README.md").write_text(
+        "# Title\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nEnd.\n"
+    )
+    return root
+
+
+def metrics_of(profile: str, auc: float = 0.8, source: str = "standin") -> dict:
+    """A valid metrics.json."""
+    entry = {"value": auc, "low": auc - 0.01, "high": auc + 0.01}
+    return {
+        "task": TASK,
+        "title": "Demo",
+        "profile": profile,
+        "data": {
+            "source": source,
+            "train": 700,
+            "validation": 100,
+            "test": 200,
+            "fingerprint": "f",
+        },
+        "seeds": [0, 1],
+        "headline": "roc_auc",
+        "metrics": {"roc_auc": {**entry, "seed_std": 0.002}},
+        "baselines": {
+            "gradient_boosting": {"roc_auc": {**entry, "value": auc - 0.02}},
+            "logistic": {"roc_auc": {**entry, "value": auc - 0.05}, "info": {"parameters": 5}},
+        },
+        "floors": {},
+        "arms": {},
+        "parameters": 1234,
+        "flops": 56789,
+        "device": "cpu",
+        "seconds": 12.0,
+        "provenance": {},
+    }
+
+
+def write_onnx(path: Path, shape: tuple[int, ...] = (4, 4, 2)) -> None:
+    """A classifier: probability = sigmoid(sum of channel 0), channels last."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x", "zero"], ["energy"], axis=3),
+            helper.make_node("ReduceSum", ["energy", "axes"], ["sum"], keepdims=0),
+            helper.make_node("Sigmoid", ["sum"], ["probability"]),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
+        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["batch"])],
+        [
+            helper.make_tensor("zero", TensorProto.INT64, [], [0]),
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(
+        model, {"kind": "binary_classification", "profile": "quick", "data_source": "standin"}
+    )
+    onnx.save(model, path)
+
+
+def executed_notebook(stamp: dict) -> nbformat.NotebookNode:
+    """The notebook of SCRIPT with the outputs that running it gives."""
+    cells = [
+        nbformat.v4.new_markdown_cell("# Demo: $x^2$", id="cell-001"),
+        nbformat.v4.new_code_cell(
+            'import os\n\nPROFILE = os.environ.get("PROFILE", "quick")\nprint(PROFILE)',
+            id="cell-002",
+            execution_count=1,
+            metadata={"tags": ["parameters"]},
+            outputs=[nbformat.v4.new_output("stream", name="stdout", text="quick\n")],
+        ),
+        nbformat.v4.new_code_cell(
+            "1 + 1",
+            id="cell-003",
+            execution_count=2,
+            outputs=[
+                nbformat.v4.new_output(
+                    "execute_result", data={"text/plain": "2"}, execution_count=2
+                )
+            ],
+        ),
+    ]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"e2e": stamp})
+
+
+def finished_run(profile: str = "quick", auc: float = 0.8, source: str = "standin") -> Path:
+    """Write build/<profile>/task_demo/ as a complete run would leave it."""
+    folder = paths.run_directory(profile, TASK)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"w": np.full(3, auc, dtype=np.float32)}, folder / f"{TASK}.safetensors")
+    write_onnx(folder / f"{TASK}.onnx")
+    stamp = {
+        "key": run_key(TASK, profile, "auto"),
+        "profile": profile,
+        "data_source": source,
+        "source_hash": source_hash(TASK),
+        "seconds": 12.0,
+        "device": "cpu",
+    }
+    nb = executed_notebook(stamp)
+    nbformat.write(nb, folder / f"{TASK}.ipynb")
+    (folder / f"{TASK}.pdf").write_bytes(notebook_to_pdf(nb, folder, TASK))
+    metrics = metrics_of(profile, auc, source)
+    metrics["provenance"] = {**stamp, "products": product_hashes(folder)}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder

@@ -1,0 +1,133 @@
+"""Publishing: all files of a good run, or none."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fake_project import TASK, finished_run, make_project
+
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+from tools import publish as module
+from tools.publish import publish
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_project(tmp_path, monkeypatch)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every published file and its content."""
+    files = [*(root / TASK).rglob("*"), *(root / "weights").rglob("*"), root / "README.md"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.is_file()}
+
+
+def test_a_complete_run_is_published(project: Path) -> None:
+    finished_run("quick", auc=0.8)
+    publish(TASK, "quick")
+    assert set(tree(project)) == {
+        f"{TASK}/{TASK}.py",
+        f"{TASK}/{TASK}.ipynb",
+        f"weights/{TASK}/{TASK}.safetensors",
+        f"weights/{TASK}/{TASK}.onnx",
+        f"weights/{TASK}/{TASK}.pdf",
+        f"weights/{TASK}/metrics.json",
+        "weights/README.md",
+        "README.md",
+    }
+    assert "0.8000" in (project / "README.md").read_text()
+
+
+def test_smoke_and_unknown_runs_are_refused(project: Path) -> None:
+    finished_run("smoke")
+    with pytest.raises(InputError, match="found smoke"):
+        publish(TASK, "smoke")
+    with pytest.raises(InputError, match="no executed notebook"):
+        publish(TASK, "standard")
+
+
+def test_incomplete_runs_are_refused(project: Path) -> None:
+    run = finished_run("quick")
+    (run / f"{TASK}.pdf").unlink()
+    with pytest.raises(InputError, match=r"no task_demo\.pdf"):
+        publish(TASK, "quick")
+    finished_run("quick")
+    (run / f"{TASK}.onnx").unlink()
+    with pytest.raises(InputError, match="weights are not those"):
+        publish(TASK, "quick")
+    assert not (project / "weights").exists()
+
+
+def test_a_run_of_an_older_script_is_refused(project: Path) -> None:
+    finished_run("quick")
+    script = paths.script_path(TASK)
+    script.write_text(script.read_text() + "\n# a change\n")
+    with pytest.raises(InputError, match="found an older"):
+        publish(TASK, "quick")
+
+
+def test_a_run_on_other_files_is_refused(project: Path) -> None:
+    finished_run("quick", source="file")
+    with pytest.raises(InputError, match="DATA"):
+        publish(TASK, "quick")
+
+
+def test_a_smaller_profile_replaces_a_larger_one_only_on_request(project: Path) -> None:
+    finished_run("standard", auc=0.9)
+    finished_run("quick", auc=0.8)
+    publish(TASK, "standard")
+    with pytest.raises(InputError, match="--allow-smaller"):
+        publish(TASK, "quick")
+    publish(TASK, "quick", allow_smaller=True)
+    metrics = json.loads((paths.WEIGHTS / TASK / "metrics.json").read_text())
+    assert metrics["profile"] == "quick"
+
+
+@pytest.mark.parametrize("step", range(1, 4))
+def test_a_failure_at_any_step_leaves_everything_as_it_was(
+    project: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    finished_run("quick", auc=0.8)
+    publish(TASK, "quick")
+    before = tree(project)
+    finished_run("quick", auc=0.7)
+    calls = []
+    replace = os.replace
+
+    def failing(source, target):
+        # Only moves into place count, not the roll-back's own.
+        if len(calls) < step and len(calls) + 1 == step:
+            calls.append(target)
+            raise OSError(28, "No space left on device")
+        calls.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(module.os, "replace", failing)
+    with pytest.raises(InputError, match="full disk"):
+        publish(TASK, "quick")
+    assert tree(project) == before
+
+
+def test_a_failed_results_table_takes_everything_back(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run("quick")
+    before = tree(project)
+
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(module, "update", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        publish(TASK, "quick")
+    assert tree(project) == before
+
+
+def test_a_readme_without_markers_is_found_first(project: Path) -> None:
+    finished_run("quick")
+    (project / "README.md").write_text("# Title\n")
+    with pytest.raises(InputError, match="results:begin"):
+        publish(TASK, "quick")
+    assert not (project / "weights").exists()

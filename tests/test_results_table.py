@@ -1,0 +1,109 @@
+"""Results table and model cards follow from metrics.json alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_project import TASK, finished_run, make_project, metrics_of
+
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+from tools.publish import publish
+from tools.results_table import (
+    BEGIN,
+    END,
+    STANDIN_NOTE,
+    best_baseline,
+    entry_text,
+    generated_texts,
+    metrics_table,
+    results_block,
+    safetensors_header,
+    update,
+    with_block,
+)
+
+
+def test_numbers_and_intervals() -> None:
+    assert entry_text({"value": 12345.678, "low": 12000, "high": 13000}) == (
+        "1.235e+04 [1.2e+04, 1.3e+04]"
+    )
+    assert entry_text({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.5000 [0.4000, 0.6000]"
+    assert entry_text({"value": 0.5, "low": 0.4, "high": 0.6, "seed_std": 0.01}, bold=True) == (
+        "**0.5000** [0.4000, 0.6000] ± 0.0100"
+    )
+
+
+def test_best_baseline_knows_the_direction() -> None:
+    metrics = metrics_of("quick")
+    assert best_baseline(metrics)[0] == "gradient_boosting"
+    metrics["headline"] = "mae"
+    metrics["baselines"] = {
+        "mean": {"mae": {"value": 5.0, "low": 4, "high": 6}},
+        "linear": {"mae": {"value": 2.0, "low": 1, "high": 3}},
+        "other": {"rmse": {"value": 1.0, "low": 1, "high": 1}},
+    }
+    assert best_baseline(metrics)[0] == "linear"
+    metrics["baselines"] = {}
+    assert best_baseline(metrics) is None
+
+
+def test_standins_are_labelled_and_official_results_are_not() -> None:
+    block = results_block({TASK: metrics_of("standard", source="standin")})
+    assert "**simulated stand-in**" in block
+    assert STANDIN_NOTE in block
+    assert f"[PDF](weights/{TASK}/{TASK}.pdf)" in block
+    assert "0.8000** [0.7900, 0.8100] ± 0.0020" in block
+    official = results_block({TASK: metrics_of("standard", source="official")})
+    assert "stand-in" not in official
+
+
+def test_only_the_block_is_replaced() -> None:
+    readme = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert with_block(readme, f"{BEGIN}\nnew\n{END}") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    with pytest.raises(InputError, match="markers"):
+        with_block(f"{END} {BEGIN}", "")
+
+
+def test_all_models_are_in_the_card() -> None:
+    rows = metrics_table(metrics_of("quick"))
+    assert len(rows) == 2 + 3
+    assert rows[3].startswith("| gradient boosting (baseline) | 0.7800")
+
+
+def test_cards_describe_the_published_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_project(tmp_path, monkeypatch)
+    finished_run("quick")
+    publish(TASK, "quick")
+    assert update() == []  # publishing left nothing to do
+    card = (paths.WEIGHTS / "README.md").read_text()
+    metrics = json.loads((paths.WEIGHTS / TASK / "metrics.json").read_text())
+    for digest in metrics["provenance"]["products"].values():
+        assert digest in card
+    assert "`x` (batch, 4, 4, 2) float → `probability` (batch) float" in card
+    assert "1,234" in card
+    assert "simulated stand-in events" in card
+    (paths.WEIGHTS / "README.md").write_text("edited by hand")
+    assert update() == [paths.WEIGHTS / "README.md"]
+
+
+def test_without_results_the_texts_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_project(tmp_path, monkeypatch)
+    texts = generated_texts()
+    assert "No run has been published yet" in texts[tmp_path / "README.md"]
+    assert texts[tmp_path / "README.md"].endswith("End.\n")
+
+
+def test_safetensors_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_project(tmp_path, monkeypatch)
+    path = finished_run("quick") / f"{TASK}.safetensors"
+    assert safetensors_header(path)["w"]["shape"] == [3]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=r"expected \d+ bytes"):
+        safetensors_header(path)
+    path.write_bytes(b"\xff" * 4)
+    with pytest.raises(InputError, match="safetensors"):
+        safetensors_header(path)

@@ -1,0 +1,307 @@
+"""Executing a percent script: parameters, provenance, skipping, failures, clean outputs."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from fake_project import make_project
+
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+from tools import run_notebook
+from tools.notebook_outputs import clean_outputs, clean_text, merge_carriage_returns
+from tools.provenance import data_state, read_json, run_key, stale_reason
+from tools.run_notebook import NotebookFailure, check_size, run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TASK = "task_run"
+SCRIPT = """\
+# %% [markdown]
+# # A run
+
+# %%
+import os
+import sys
+import time
+from pathlib import Path
+
+from IPython.display import Markdown, display
+from tqdm import tqdm
+
+results = display(Markdown("not yet"), display_id="results")
+
+# %% tags=["parameters"]
+PROFILE, DATA_SOURCE = os.environ["PROFILE"], os.environ["DATA_SOURCE"]
+print(PROFILE, DATA_SOURCE, os.getcwd())
+
+# %%
+for _ in tqdm(range(3), desc="epoch"):
+    pass
+print("a warning", file=sys.stderr)
+
+# %%
+import json
+
+folder = Path(os.environ["RUN_FOLDER"])
+(folder / "model.onnx").write_bytes(b"weights")
+(folder / "metrics.json").write_text(os.environ["METRICS"])
+display(Markdown("| AUC |\\n|---|\\n| 0.8 |"), display_id="results", update=True);
+"""
+METRICS = {
+    "task": TASK,
+    "profile": "smoke",
+    "data": {"source": "standin", "train": 1, "validation": 1, "test": 1, "fingerprint": "ab"},
+    "seeds": [0],
+    "headline": "roc_auc",
+    "metrics": {"roc_auc": {"value": 0.8, "low": 0.7, "high": 0.9}},
+    "baselines": {},
+    "floors": {},
+    "arms": {},
+    "parameters": 1,
+    "flops": 1,
+    "device": "cpu",
+    "seconds": 1,
+    "provenance": {"note": "kept"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """build/smoke/task_run/ of a project that holds only this task."""
+    make_project(tmp_path, monkeypatch)
+    write_script(SCRIPT)
+    folder = paths.run_directory("smoke", TASK)
+    monkeypatch.setenv("RUN_FOLDER", str(folder))
+    monkeypatch.setenv("METRICS", json.dumps(METRICS))
+    return folder
+
+
+def write_script(text: str) -> None:
+    paths.script_path(TASK).parent.mkdir(exist_ok=True)
+    paths.script_path(TASK).write_text(text)
+
+
+def test_a_run_and_its_repetition(folder: Path) -> None:
+    assert run(TASK, "smoke") == "ran"
+    nb = nbformat.read(folder / f"{TASK}.ipynb", as_version=4)
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4]
+    assert code[1].metadata == {"tags": ["parameters"]}
+    # The table at the top is the one of the end; the update leaves nothing at the end.
+    assert code[0].outputs[0].data == {"text/markdown": "| AUC |\n|---|\n| 0.8 |"}
+    assert code[3].outputs == []
+    assert code[1].outputs[0].text == "smoke auto .\n"
+    assert [output.text for output in code[2].outputs] == ["a warning\n"]
+
+    stamp, metrics = nb.metadata.e2e, read_json(folder / "metrics.json")
+    assert stamp["data_source"] == "standin"
+    assert stamp["data_fingerprint"] == "ab"
+    assert metrics["provenance"] == {
+        "note": "kept",
+        **stamp,
+        "products": metrics["provenance"]["products"],
+    }
+    assert list(metrics["provenance"]["products"]) == ["model.onnx"]
+    log = (folder / "run.log").read_text()
+    assert "cell 4/5: for _ in tqdm" in log
+    assert "cell 5/5 done in" in log
+    assert "| a warning" in log
+
+    assert run(TASK, "smoke") == "unchanged"
+    assert stale_reason(folder, TASK, stamp["key"]) is None
+    (folder / "model.onnx").write_bytes(b"others")
+    assert stale_reason(folder, TASK, stamp["key"]) == "weights are not those of the finished run"
+
+
+def test_a_failing_cell_keeps_the_last_good_run(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / f"{TASK}.ipynb").write_text("the good one")
+    (folder / "state").mkdir()
+    write_script("# %%\nx = 1\n\n# %%\n# A comment.\nprint('before')\nx / 0\n")
+    message = r"cell 2 \(# A comment\.\): ZeroDivisionError: division by zero"
+    with pytest.raises(NotebookFailure, match=message):
+        run(TASK, "smoke")
+    assert (folder / f"{TASK}.ipynb").read_text() == "the good one"
+    failed = nbformat.read(folder / f"{TASK}.failed.ipynb", as_version=4)
+    assert failed.cells[1].outputs[0].text == "before\n"
+    assert failed.cells[1].outputs[1].ename == "ZeroDivisionError"
+    assert "failed: cell 2" in (folder / "run.log").read_text()
+    assert not (folder / "state").exists()  # it was that of an unknown run
+
+
+def test_input_errors_of_a_cell_stay_input_errors(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_script("# %%\nclass InputError(Exception): ...\nraise InputError('a.h5: bad')\n")
+    with pytest.raises(SystemExit) as end:
+        run_notebook.main([TASK, "--profile", "smoke"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.strip() == "error: a.h5: bad"
+
+
+def test_a_kernel_that_dies_is_reported(folder: Path) -> None:
+    write_script("# %%\nimport os\nos._exit(1)\n")
+    with pytest.raises(NotebookFailure, match="cell 1: the kernel died"):
+        run(TASK, "smoke")
+
+
+def test_a_notebook_without_metrics_is_no_run(folder: Path) -> None:
+    write_script("# %%\n1\n")
+    with pytest.raises(NotebookFailure, match=r"without writing metrics\.json"):
+        run(TASK, "smoke")
+    assert not (folder / f"{TASK}.ipynb").exists()
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / TASK).mkdir()
+    (tmp_path / TASK / f"{TASK}.py").write_text("# %%\nimport time\ntime.sleep(60)\n")
+    code = (
+        "from pathlib import Path; from e2e_utils import paths; "
+        f"paths.ROOT = Path({str(tmp_path)!r}); paths.BUILD = paths.ROOT / 'build'; "
+        f"from tools import run_notebook; run_notebook.main(['{TASK}', '--profile', 'smoke'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "build" / "smoke" / TASK / "run.log"
+    for _ in range(600):
+        if log.exists() and "cell 1/1" in log.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error.splitlines()[-1]
+    assert {path.name for path in log.parent.iterdir()} == {"run.log", "state_key"}
+
+
+def test_two_runs_of_one_notebook_exclude_each_other(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with (folder / "run.log").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="no other run"):
+            run(TASK, "smoke")
+
+
+def test_the_key_covers_everything_that_results_depend_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "e2e_utils").mkdir()
+    (tmp_path / "data" / "simulate").mkdir(parents=True)
+    (tmp_path / "data" / "catalog.toml").write_text(
+        f'[jets]\ntask = ["{TASK}"]\n[[jets.file]]\nname = "jets.hdf5"\n'
+    )
+    keys = [run_key(TASK, "smoke", "auto"), run_key(TASK, "quick", "auto")]
+    keys.append(run_key(TASK, "smoke", "standin"))
+    write_script(SCRIPT + "# changed\n")
+    keys.append(run_key(TASK, "smoke", "auto"))
+    (tmp_path / "e2e_utils" / "metrics.py").write_text("")
+    keys.append(run_key(TASK, "smoke", "auto"))
+    (tmp_path / "data" / "simulate" / "jets.py").write_text("")
+    keys.append(run_key(TASK, "smoke", "auto"))
+    sample = tmp_path / "sample.hdf5"
+    sample.write_text("events")
+    keys.append(run_key(TASK, "smoke", "auto", str(sample)))
+    standin = data_state(TASK, "standin")
+    paths.OFFICIAL.mkdir(parents=True)
+    (paths.OFFICIAL / "jets.hdf5").write_text("events")
+    keys.append(run_key(TASK, "smoke", "auto"))
+    assert len(set(keys)) == len(keys)
+    assert data_state(TASK, "standin") == standin  # official files do not matter to stand-ins
+    with pytest.raises(InputError, match="expected a data file, found none"):
+        run_key(TASK, "smoke", "auto", "missing.hdf5")
+
+
+def test_asking_whether_a_run_is_needed_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, tools.run_notebook, tools.regenerate; "
+        "print({'torch', 'numpy', 'dask', 'distributed', 'matplotlib', 'nbformat', 'jupytext', "
+        "'nbconvert'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
+
+
+def test_large_notebooks_are_refused() -> None:
+    cells = [
+        nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text="x" * size)])
+        for size in (10, 2_500_000)
+    ]
+    with pytest.raises(NotebookFailure, match=r"2\.5 MB.*largest outputs: cell 2: 2\.50 MB"):
+        check_size(nbformat.v4.new_notebook(cells=cells), TASK)
+
+
+def test_progress_bars_colours_and_machine_paths_are_removed() -> None:
+    assert merge_carriage_returns("a\rb\rc\r\nd\r") == "c\nd"
+    bar = "epoch 1:  50%|█████     | 1/2 [00:00<00:00,  9.8it/s]"
+    assert clean_text(f"\r{bar}\r{bar}\n") == ""
+    assert clean_text(f"start\n{bar}\nend\n") == "start\nend\n"
+    assert clean_text("\x1b[31mred\x1b[0m") == "red"
+    text = f"{paths.ROOT}/data/x.npy in {paths.ROOT}, /tmp/ipykernel_1/23.py:4: Warning"
+    assert clean_text(text, {str(paths.ROOT): ""}) == "data/x.npy in ., <cell>:4: Warning"
+    assert clean_text("/opt/env/lib/site-packages/torch/a.py") == "site-packages/torch/a.py"
+    assert clean_text("sub/root/x", {"/root": "~"}) == "sub/root/x"
+
+
+def test_one_representation_of_every_output_is_kept() -> None:
+    def data(**types: str) -> dict:
+        named = {key.replace("__", "/").replace("_xml", "+xml"): v for key, v in types.items()}
+        return {"output_type": "display_data", "data": named, "metadata": {"a": 1}}
+
+    figure, table, markdown = clean_outputs(
+        [
+            data(image__png="AA", text__plain="<Figure size 640x480 with 1 Axes>"),
+            data(text__html="<table></table>", text__plain="   a\n0  1"),
+            data(text__markdown="**x**", text__plain="<IPython.core.display.Markdown object>"),
+        ]
+    )
+    assert figure["data"] == {"image/png": "AA"}
+    assert figure["metadata"] == {}
+    assert set(table["data"]) == {"text/html", "text/plain"}
+    assert set(markdown["data"]) == {"text/markdown"}
+    (vector,) = clean_outputs([data(image__png="AA", **{"image__svg_xml": "<svg/>"})])
+    assert vector["data"] == {"image/svg+xml": "<svg/>"}
+    widget = data(text__plain="HBox(children=())")
+    widget["data"]["application/vnd.jupyter.widget-view+json"] = {}
+    assert clean_outputs([widget]) == []
+    pieces = [{"output_type": "stream", "name": "stdout", "text": text} for text in "ab"]
+    assert clean_outputs(pieces) == [{"output_type": "stream", "name": "stdout", "text": "ab"}]
+
+
+def test_a_run_ends_with_its_caller(tmp_path: Path) -> None:
+    code = "import time; from tools.run_notebook import stop_with_parent as s; s(); time.sleep(60)"
+    middle = (
+        "import subprocess, sys, time; "
+        f"p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid); time.sleep(1.5)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", middle],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    pid = int(result.stdout)
+    for _ in range(100):
+        if not alive(pid):
+            break
+        time.sleep(0.1)
+    assert not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a finished one that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

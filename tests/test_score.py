@@ -1,0 +1,125 @@
+"""Scoring an independent sample with an exported model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from fake_project import make_project, write_onnx
+from onnx import helper
+
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+from tools import score as module
+from tools.score import find_model, official_layout, score
+
+TASK = "common_task1"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_folder: Path) -> Path:
+    root = make_project(tmp_path / "project", monkeypatch)
+    (root / TASK).mkdir()
+    (root / TASK / f"{TASK}.py").write_text("# %%\n")
+    (paths.WEIGHTS / TASK).mkdir(parents=True)
+    write_onnx(paths.WEIGHTS / TASK / f"{TASK}.onnx", (32, 32, 2))
+    return root
+
+
+def test_predictions_are_those_of_the_raw_events(
+    project: Path,
+    write_events: Callable[..., Path],
+    sparse_array: Callable[..., np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    x = np.abs(sparse_array(700, (32, 32, 2)))  # more than one batch
+    y = np.arange(700) % 2
+    x[..., 0] *= 0.1 * (1 + y[:, None, None])
+    path = write_events("sample.hdf5", y, x)
+    out = score(TASK, str(path), out=project / "out.parquet")
+    table = pd.read_parquet(out)
+    expected = 1 / (1 + np.exp(-x[..., 0].sum(axis=(1, 2))))
+    np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(table["label"], y)
+    np.testing.assert_array_equal(table["event"], np.arange(700))
+    text = capsys.readouterr().out
+    assert (
+        "Model: weights/common_task1/common_task1.onnx (quick profile, trained on standin" in text
+    )
+    assert "ROC-AUC" in text
+    assert "sample.hdf5" in text
+
+
+def test_csv_and_several_files(project: Path, write_events: Callable[..., Path]) -> None:
+    photons = write_events("photon.hdf5", np.zeros(30), seed=1)
+    electrons = write_events("electron.hdf5", np.ones(20), seed=2)
+    out = score(TASK, f"{photons},{electrons}")
+    assert out == paths.BUILD / "score" / f"{TASK}_{TASK}.csv"
+    assert pd.read_csv(out)["label"].tolist() == [0] * 30 + [1] * 20
+
+
+def test_one_class_is_scored_without_metrics(
+    project: Path, write_events: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    score(TASK, str(write_events("photon.hdf5", np.zeros(30))))
+    assert "no metrics: all events have label 0" in capsys.readouterr().out
+
+
+def test_models_are_looked_up_from_published_to_quick(project: Path) -> None:
+    published = paths.WEIGHTS / TASK / f"{TASK}.onnx"
+    assert find_model(TASK) == published
+    run = paths.run_directory("quick", TASK)
+    run.mkdir(parents=True)
+    write_onnx(run / "energy_only.onnx")
+    assert find_model(TASK, "energy_only") == run / "energy_only.onnx"
+    assert find_model(TASK, str(published)) == published
+    with pytest.raises(InputError, match="only common_task1, energy_only"):
+        find_model(TASK, "missing")
+    with pytest.raises(InputError, match="check MODEL"):
+        find_model(TASK, "missing.onnx")
+
+
+def test_layouts() -> None:
+    batch = np.random.default_rng(0).random((3, 2, 4, 5), dtype=np.float32)
+    np.testing.assert_array_equal(
+        official_layout(batch, (4, 5, 2), "x"), batch.transpose(0, 2, 3, 1)
+    )
+    assert official_layout(batch, (2, 4, 5), "x") is batch
+    with pytest.raises(InputError, match="expected images"):
+        official_layout(batch, (3, 4, 5), "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "--data", "x"], "TASK: expected"),
+        ([TASK], "DATA: expected"),
+        (["unknown", "--data", "x"], "unknown: expected a task folder"),
+        ([TASK, "--data", "missing.hdf5"], "missing.hdf5: expected an HDF5 file, found none"),
+        ([TASK, "--data", "x", "--out", "a.txt"], "a.txt: expected a name that ends in .csv"),
+        ([TASK, "--data", "x", "--model", "none"], "found only common_task1"),
+    ],
+)
+def test_bad_arguments_end_with_one_line_and_code_2(
+    project: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        module.main(arguments)
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_unusable_models_are_refused(project: Path) -> None:
+    path = paths.WEIGHTS / TASK / f"{TASK}.onnx"
+    model = onnx.load(path)
+    helper.set_model_props(model, {"kind": "regression"})
+    onnx.save(model, path)
+    with pytest.raises(InputError, match="found regression"):
+        score(TASK, "x.hdf5")
+    path.write_bytes(b"no model")
+    with pytest.raises(InputError, match="expected an ONNX model"):
+        score(TASK, "x.hdf5")

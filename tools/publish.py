@@ -1,0 +1,144 @@
+"""`make publish PROFILE=standard [TASK=...]`: one complete run becomes the published one.
+
+The notebook goes into the task folder, weights, metrics and PDF into weights/<task>/: all of them
+or, after any failure, none. Then README's table and the model cards are written again.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from e2e_utils import paths
+from e2e_utils.disk_space import reporting_full_disk
+from e2e_utils.errors import InputError, command_line
+from e2e_utils.files import remove
+from tools.check_notebooks import notebook_problems, run_problems
+from tools.provenance import (
+    PRODUCT_PATTERNS,
+    PROFILES,
+    check_task,
+    display_path,
+    read_json,
+    source_hash,
+    stale_reason,
+)
+from tools.results_table import generated_texts, update
+
+
+def publish(task: str, profile: str, allow_smaller: bool = False) -> None:
+    """Promote build/<profile>/<task>/. Raises InputError for a run that must not be published."""
+    check_task(task)
+    refuse_unfit(task, profile, allow_smaller)
+    generated_texts()  # a README without markers is found before anything is moved
+    run = paths.run_directory(profile, task)
+    names = [f"{task}.pdf", "metrics.json"]
+    names += [path.name for pattern in PRODUCT_PATTERNS for path in sorted(run.glob(pattern))]
+    weights = paths.WEIGHTS / task
+    notebook = paths.ROOT / task / f"{task}.ipynb"
+    generated = [paths.ROOT / "README.md", paths.WEIGHTS / "README.md"]
+    staging = weights.with_name(f".{task}.part")
+    remove(staging)
+    staged_notebook = notebook.with_name(f".{notebook.name}.part")
+    try:
+        with reporting_full_disk(weights):
+            staging.mkdir(parents=True)
+            for name in names:
+                shutil.copy2(run / name, staging / name)
+            shutil.copy2(run / notebook.name, staged_notebook)
+            with rolled_back_on_error([weights, notebook, *generated]):
+                os.replace(staging, weights)
+                os.replace(staged_notebook, notebook)
+                update()
+    finally:
+        remove(staging)
+        remove(staged_notebook)
+
+
+@contextmanager
+def rolled_back_on_error(targets: list[Path]) -> Iterator[None]:
+    """Move ``targets`` that exist aside (files are copied), and back if the block raises."""
+    backups = {target: target.with_name(f".{target.name}.previous.part") for target in targets}
+    existed = {target for target in targets if target.exists()}
+    for backup in backups.values():
+        remove(backup)
+    try:
+        for target in existed:
+            if target.is_dir():
+                os.replace(target, backups[target])
+            else:
+                shutil.copy2(target, backups[target])
+        yield
+    except BaseException:
+        for target, backup in backups.items():
+            if backup.exists():
+                remove(target)
+                os.replace(backup, target)
+            elif target not in existed:
+                remove(target)
+        raise
+    finally:
+        for backup in backups.values():
+            remove(backup)
+
+
+def refuse_unfit(task: str, profile: str, allow_smaller: bool) -> None:
+    """Raise InputError for a smoke run, an incomplete or outdated one, or a step backwards."""
+    run = paths.run_directory(profile, task)
+    where = display_path(run)
+    again = f"run make all PROFILE={profile}"
+    if profile == "smoke":
+        raise InputError(f"{where}: expected a publishable profile, found smoke; use another")
+    reason = stale_reason(run, task)
+    if reason:
+        raise InputError(f"{where}: expected a complete run, found {reason}; {again}")
+    metrics = read_json(run / "metrics.json")
+    if metrics["provenance"].get("source_hash") != source_hash(task):
+        raise InputError(f"{where}: expected a run of today's {task}.py, found an older; {again}")
+    if metrics.get("data", {}).get("source") == "file":
+        raise InputError(
+            f"{where}: expected a run on data of the catalog, found one on files given as DATA; "
+            f"{again} without it"
+        )
+    problems = notebook_problems(run / f"{task}.ipynb", task)
+    problems += run_problems(run, run / f"{task}.ipynb", task)
+    if problems:
+        raise InputError(f"{where}: expected a run without problems, found {problems[0]}; {again}")
+    published = read_json(paths.WEIGHTS / task / "metrics.json").get("profile")
+    if (
+        published in PROFILES
+        and PROFILES.index(published) > PROFILES.index(profile)
+        and not allow_smaller
+    ):
+        raise InputError(
+            f"{where}: expected profile {published} or larger, as published already, "
+            f"found {profile}; add --allow-smaller to replace it"
+        )
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.publish", description=__doc__)
+    parser.add_argument("tasks", nargs="*", help="default: every task that has a run")
+    parser.add_argument("--profile", choices=PROFILES, default="standard")
+    parser.add_argument("--allow-smaller", action="store_true", help="replace a larger profile")
+    options = parser.parse_args(arguments)
+    tasks = options.tasks or [
+        task
+        for task in paths.list_tasks()
+        if (paths.run_directory(options.profile, task) / "metrics.json").exists()
+    ]
+    if not tasks:
+        raise InputError(
+            f"build/{options.profile}: expected finished runs, found none; "
+            f"run make all PROFILE={options.profile}"
+        )
+    for task in tasks:
+        publish(task, options.profile, options.allow_smaller)
+        print(f"{task}: published the {options.profile} run in {task}/ and weights/{task}/")
+
+
+if __name__ == "__main__":
+    main()
