@@ -17,7 +17,7 @@ else
 endif
 
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE)
+FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "$(DATA)")
 
 .DEFAULT_GOAL := help
 .PHONY: help all test data pdf score results publish check bench clean distclean $(TASKS)

@@ -5,9 +5,7 @@ import time
 from collections.abc import Callable
 
 
-def side_by_side(
-    functions: dict[str, Callable[[], object]], repeats: int = 5
-) -> dict[str, float]:
+def side_by_side(functions: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
     """Median seconds of each function; their repeats alternate, so that all see the same machine.
 
     Every function is called once before, for caches and compilation.

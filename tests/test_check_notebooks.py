@@ -100,7 +100,7 @@ def test_old_generated_texts_are_found(published: Path) -> None:
 def test_machine_paths() -> None:
     assert machine_paths("saved to /root/x.npy") == ["/root/x.npy"]
     assert machine_paths(r"C:\Users\me") == [r"C:\Users\me"]
-    assert machine_paths("build/tmp/x https://host/home/x $A:\\mathbb{R}$ ~/tmp/y") == []
+    assert machine_paths("build/home/x https://host/home/x $A:\\mathbb{R}$ ~/root/y") == []
     assert machine_paths(f"in {paths.ROOT}/data")
 
 

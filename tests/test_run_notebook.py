@@ -246,7 +246,7 @@ def test_progress_bars_colours_and_machine_paths_are_removed() -> None:
     assert clean_text(f"\r{bar}\r{bar}\n") == ""
     assert clean_text(f"start\n{bar}\nend\n") == "start\nend\n"
     assert clean_text("\x1b[31mred\x1b[0m") == "red"
-    text = f"{paths.ROOT}/data/x.npy in {paths.ROOT}, /tmp/ipykernel_1/23.py:4: Warning"
+    text = f"{paths.ROOT}/data/x.npy in {paths.ROOT}, /x/ipykernel_1/23.py:4: Warning"
     assert clean_text(text, {str(paths.ROOT): ""}) == "data/x.npy in ., <cell>:4: Warning"
     assert clean_text("/opt/env/lib/site-packages/torch/a.py") == "site-packages/torch/a.py"
     assert clean_text("sub/root/x", {"/root": "~"}) == "sub/root/x"

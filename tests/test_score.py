@@ -45,9 +45,8 @@ def test_predictions_are_those_of_the_raw_events(
     np.testing.assert_array_equal(table["label"], y)
     np.testing.assert_array_equal(table["event"], np.arange(700))
     text = capsys.readouterr().out
-    assert (
-        "Model: weights/common_task1/common_task1.onnx (quick profile, trained on standin" in text
-    )
+    assert "Model: weights/common_task1/common_task1.onnx (quick profile" in text
+    assert "trained on simulated stand-in events" in text
     assert "ROC-AUC" in text
     assert "sample.hdf5" in text
 

@@ -7,6 +7,7 @@ folder. One failure does not stop the other tasks.
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -60,7 +61,8 @@ class Job:
     status: str = "unchanged"  # or "ran", "failed"
     exit_code: int = 0
     message: str = ""
-    began: float = 0.0
+    began: float = 0.0  # time.monotonic() of the first stage
+    stage_began: float = 0.0  # time.time() of the present stage
     seconds: float = 0.0
     done: list[str] = field(default_factory=list)
 
@@ -196,7 +198,11 @@ def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) ->
                 len(jobs), cores, available_memory(), count_gpus()
             )
             cluster = LocalCluster(
-                n_workers=slots, threads_per_worker=1, dashboard_address=None, memory_limit=0
+                n_workers=slots,
+                threads_per_worker=1,
+                dashboard_address=":0",
+                silence_logs=logging.ERROR,
+                memory_limit=0,
             )
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         print(
@@ -218,6 +224,7 @@ def schedule(client, jobs: list[Job], slots: int, cores: int, options: argparse.
             threads = max(1, cores // min(slots, left))
             job.stage = job.stages[0]
             job.began = job.began or time.monotonic()
+            job.stage_began = time.time()
             future = client.submit(
                 run_stage,
                 stage_command(job.stage, job, options),
@@ -290,7 +297,7 @@ def progress(job: Job, bars: bool = False) -> str:
     """Where a job stands, from its stage and the end of its run.log."""
     if job.stage != "notebook":
         return job.stage
-    lines = tail(job.folder / "run.log")
+    lines = tail(job.folder / "run.log", job.stage_began)
     cells = [re.search(r"\] cell (\d+/\d+): (.*)", line) for line in lines]
     cells = [match for match in cells if match]
     if not cells:
@@ -302,11 +309,14 @@ def progress(job: Job, bars: bool = False) -> str:
     return text
 
 
-def tail(path: Path, size: int = 16_384) -> list[str]:
-    """The last lines of a file."""
+def tail(path: Path, since: float, size: int = 16_384) -> list[str]:
+    """The last lines of a file; none of one that was last written before ``since``."""
     try:
+        stat = path.stat()
+        if stat.st_mtime < since:
+            return []
         with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - size))
+            stream.seek(max(0, stat.st_size - size))
             return stream.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []

@@ -19,6 +19,7 @@ from tools.results_table import entry_text, label
 
 BATCH = 512
 SUFFIXES = (".csv", ".parquet")
+TRAINED_ON = {"official": "official", "standin": "simulated stand-in", "file": "given"}
 
 
 def find_model(task: str, model: str | None = None) -> Path:
@@ -133,7 +134,7 @@ def score(task: str, data: str, model: str | None = None, out: Path | None = Non
         raise InputError(f"{task}: expected a task with a loader, found none; see e2e_utils")
     print(
         f"Model: {display_path(path)} ({card.get('profile', 'unknown')} profile, trained on "
-        f"{card.get('data_source', 'unknown')} events)"
+        f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"
     )
     sample = LOADERS[task](path=data, require_both_classes=False)
     probability = np.concatenate(list(predict(session, sample.images, data)))

@@ -95,7 +95,7 @@ class Detector(NamedTuple):
     field: float = 3.8  # T
     material_scale: float = 1.0  # of MATERIAL_X0
     brem_cut: float = 0.010  # GeV, softest bremsstrahlung photon followed
-    core_scale: float = 1.5  # of the GP core radius
+    core_scale: float = 1.4  # of the GP core radius
     tail_scale: float = 1.3  # of the GP tail radius
     tail_gain: float = 1.1  # of the GP share of the tail
     core_stretch: float = 1.2  # widening in phi, where the field bends the shower's electrons
@@ -118,7 +118,22 @@ def cms_crystal(i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @numba.njit(cache=True, nogil=True)
 def radiation_lengths(eta):
     """Radiation lengths of the tracker along a straight line at pseudorapidity ``eta``."""
-    return np.interp(abs(eta), MATERIAL_ETA, MATERIAL_X0)
+    eta = min(abs(eta), MATERIAL_ETA[-1])
+    k = 1
+    while MATERIAL_ETA[k] < eta:
+        k += 1
+    part = (eta - MATERIAL_ETA[k - 1]) / (MATERIAL_ETA[k] - MATERIAL_ETA[k - 1])
+    return MATERIAL_X0[k - 1] + part * (MATERIAL_X0[k] - MATERIAL_X0[k - 1])
+
+
+@numba.njit(cache=True, nogil=True)
+def poisson(rng, mean):
+    """Poisson number for a small ``mean`` (quicker to compile than the generator's own)."""
+    number, product, limit = 0, rng.random(), math.exp(-mean)
+    while product > limit:
+        number += 1
+        product *= rng.random()
+    return number
 
 
 @numba.njit(cache=True, nogil=True)
@@ -195,6 +210,13 @@ def scatter(rng, state, thickness):
 
 
 @numba.njit(cache=True, nogil=True)
+def copy_state(source, target):
+    """Copy one particle of `track`. (A loop compiles faster than a slice.)"""
+    for k in range(len(source)):
+        target[k] = source[k]
+
+
+@numba.njit(cache=True, nogil=True)
 def track(rng, charge, energy, eta, phi, z, detector, impacts):
     """Carry an electron (``charge`` +-1) or photon (0) and its products to the ECAL.
 
@@ -204,15 +226,17 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
     (number of impacts, radius in cm of the primary photon's conversion or 0).
     """
     # Columns: x, y, z (cm), phi and cot theta of the direction, energy, charge, next layer
-    stack = np.empty((256, 8))
-    stack[0] = (0.0, 0.0, z, phi, math.sinh(eta), energy, charge, 0.0)
+    stack = np.zeros((256, 8))
+    state = np.zeros(8)
+    stack[0, 2], stack[0, 3], stack[0, 4] = z, phi, math.sinh(eta)
+    stack[0, 5], stack[0, 6] = energy, charge
     waiting = 1
     count = 0
     conversion = 0.0
     primary = True
     while waiting > 0:
         waiting -= 1
-        state = stack[waiting].copy()
+        copy_state(stack[waiting], state)
         alive = True
         for layer in range(int(state[7]), len(LAYERS)):
             radius = LAYERS[layer, 0]
@@ -235,7 +259,7 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
                         if part * state[5] < detector.brem_cut:
                             continue
                         new = stack[waiting]
-                        new[:] = state
+                        copy_state(state, new)
                         new[5] = part * state[5]
                         new[6] = sign if leg == 0 else -sign
                         # Opening angle of the order of m / E
@@ -249,13 +273,13 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
                 if lowest < 1.0:
                     rate = 4.0 / 3.0 * (-math.log(lowest) - 1.0 + lowest)
                     rate += 0.5 * (1.0 - lowest * lowest)
-                    for _ in range(rng.poisson(rate * thickness)):
+                    for _ in range(poisson(rng, rate * thickness)):
                         lowest = detector.brem_cut / state[5]
                         if lowest >= 1.0 or waiting >= len(stack) - 2:
                             break
                         photon = brem_fraction(rng, lowest) * state[5]
                         new = stack[waiting]
-                        new[:] = state
+                        copy_state(state, new)
                         new[5] = photon
                         new[6] = 0.0
                         new[7] = layer + 1
@@ -376,11 +400,19 @@ def render_shower(rng, grid, i0, j0, impact, detector):
     if impact[IMPACT_PHOTON] == 0.0:
         deposit(rng, grid, i0, j0, impact, energy, 0.0, detector)
         return
-    start = 9.0 / 7.0 / max(pair_suppression(energy), 0.3) * rng.standard_exponential()
+    start = 9.0 / 7.0 / max(pair_suppression(energy), 0.3) * -math.log(1.0 - rng.random())
     share = pair_fraction(rng)
     for part in (share, 1.0 - share):
         if part * energy > 0.002:
             deposit(rng, grid, i0, j0, impact, part * energy, start, detector)
+
+
+@numba.njit(cache=True, nogil=True)
+def mark(mask, row, col, reach):
+    """Set a square of ``mask`` around (row, col). (Loops compile faster than slices.)"""
+    for a in range(max(row - reach, 0), min(row + reach + 1, mask.shape[0])):
+        for b in range(max(col - reach, 0), min(col + reach + 1, mask.shape[1])):
+            mask[a, b] = True
 
 
 @numba.njit(cache=True, nogil=True)
@@ -413,7 +445,7 @@ def read_out(rng, grid, i0, j0, detector):
     for a in range(size):
         for b in range(size):
             if towers[a, b] > detector.tower_high:
-                full[max(a - 1, 0) : a + 2, max(b - 1, 0) : b + 2] = True
+                mark(full, a, b, 1)
             elif towers[a, b] > detector.tower_low:
                 full[a, b] = True
     for row in range(GRID):
@@ -422,6 +454,16 @@ def read_out(rng, grid, i0, j0, detector):
             b = math.floor((j0 + col) / TOWER) - first_j
             if not full[a, b] and grid[row, col] < detector.zero_suppression:
                 grid[row, col] = 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def is_local_maximum(grid, row, col):
+    """Whether none of the eight neighbours of a crystal inside the window has more energy."""
+    for a in range(row - 1, row + 2):
+        for b in range(col - 1, col + 2):
+            if grid[a, b] > grid[row, col]:
+                return False
+    return True
 
 
 @numba.njit(cache=True, nogil=True)
@@ -435,27 +477,23 @@ def keep_flow_clusters(grid, keep):
     queue = np.empty((GRID * GRID, 2), dtype=np.int64)
     for row in range(1, GRID - 1):
         for col in range(1, GRID - 1):
-            value = grid[row, col]
-            if value <= FLOW_SEED:
+            if grid[row, col] <= FLOW_SEED or not is_local_maximum(grid, row, col):
                 continue
-            if value < grid[row - 1 : row + 2, col - 1 : col + 2].max():
-                continue
-            low_row, low_col = max(row - WINDOW, 0), max(col - WINDOW, 0)
-            keep[low_row : row + WINDOW + 1, low_col : col + WINDOW + 1] = True
+            mark(keep, row, col, WINDOW)
             if seen[row, col]:
                 continue
             seen[row, col] = True
-            queue[0] = (row, col)
+            queue[0, 0], queue[0, 1] = row, col
             head, tail = 0, 1
             while head < tail:
-                a, b = queue[head]
+                a, b = queue[head, 0], queue[head, 1]
                 head += 1
                 keep[a, b] = True
                 for c in range(max(a - 1, 0), min(a + 2, GRID)):
                     for d in range(max(b - 1, 0), min(b + 2, GRID)):
                         if not seen[c, d] and grid[c, d] > FLOW_CELL:
                             seen[c, d] = True
-                            queue[tail] = (c, d)
+                            queue[tail, 0], queue[tail, 1] = c, d
                             tail += 1
 
 
@@ -520,8 +558,7 @@ def reduce_hits(grid, i0, detector):
                     keep[row, col] = True
                     if grid[row, col] > top:
                         top_row, top_col, top = row, col, grid[row, col]
-            low_row, low_col = max(top_row - WINDOW, 0), max(top_col - WINDOW, 0)
-            keep[low_row : top_row + WINDOW + 1, low_col : top_col + WINDOW + 1] = True
+            mark(keep, top_row, top_col, WINDOW)
     keep_flow_clusters(grid, keep)
     for row in range(GRID):
         for col in range(GRID):

@@ -57,6 +57,29 @@ def crop(rng, grid, row, col, noise, image):
 
 
 @numba.njit(cache=True, nogil=True)
+def highest_crystal(grid):
+    """(row, column) of the largest energy."""
+    row, col = 0, 0
+    for a in range(GRID):
+        for b in range(GRID):
+            if grid[a, b] > grid[row, col]:
+                row, col = a, b
+    return row, col
+
+
+@numba.njit(cache=True, nogil=True)
+def highest_neighbour(grid, row, col):
+    """(row, column) of the largest energy among the four sides of a crystal."""
+    best_row, best_col, best = row, col, -1.0
+    for step in range(4):
+        a = row + (step == 0) - (step == 1)
+        b = col + (step == 2) - (step == 3)
+        if 0 <= a < GRID and 0 <= b < GRID and grid[a, b] > best:
+            best_row, best_col, best = a, b, grid[a, b]
+    return best_row, best_col
+
+
+@numba.njit(cache=True, nogil=True)
 def fill_images(rng, electron, detector, images, truth):
     """Fill ``images`` (n, 32, 32, 2) with events of one class.
 
@@ -76,23 +99,17 @@ def fill_images(rng, electron, detector, images, truth):
         i0, _, conversion = simulate_hits(
             rng, charge, PT * math.cosh(eta), eta, phi, z, detector, grid, impacts
         )
-        top = np.argmax(grid)
-        row, col = top // GRID, top % GRID
+        row, col = highest_crystal(grid)
         if rng.random() < SEED_SLIP:
-            # The centre is the seed of another clustering than the highest crystal's.
-            best = -1.0
-            for a, b in ((row - 1, col), (row + 1, col), (row, col - 1), (row, col + 1)):
-                if 0 <= a < GRID and 0 <= b < GRID and grid[a, b] > best:
-                    best = grid[a, b]
-                    other = (a, b)
-            row, col = other
+            row, col = highest_neighbour(grid, row, col)
         i = i0 + row
         if i - SEED_AT < -ETA_CRYSTALS or i + SEED_AT > ETA_CRYSTALS or grid[row, col] <= 0.0:
             continue
         if min(row, col) < SEED_AT or max(row, col) > GRID - SEED_AT:
             continue
         crop(rng, grid, row, col, detector.noise, images[done])
-        truth[done] = (eta, phi, z, charge, conversion)
+        truth[done, 0], truth[done, 1], truth[done, 2] = eta, phi, z
+        truth[done, 3], truth[done, 4] = charge, conversion
         done += 1
 
 
@@ -242,6 +259,7 @@ def generate(
             scheduler=scheduler,
             weights=[size for size, _ in jobs],
             label="electron and photon images",
+            prepare=lambda: simulate_shard(0, True, np.random.SeedSequence(0)),
         )
         for label, path in enumerate(paths):
             mine = parts[label * len(sizes) : (label + 1) * len(sizes)]

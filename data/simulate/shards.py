@@ -129,19 +129,23 @@ def produce(
     scheduler: str | None = None,
     weights: Sequence[int] | None = None,
     label: str = "events",
+    prepare: Callable[[], object] | None = None,
 ) -> list[Path]:
     """Call ``work(*job)`` for every job and store the arrays; return the shards' paths in order.
 
     Shards that ``folder`` holds already are not computed again. ``scheduler``: ``tcp://...`` of a
     Dask scheduler, "synchronous" for this process, None for the scheduler that the environment
     variable DASK_SCHEDULER_ADDRESS names, else a local cluster with one process a core.
-    ``weights`` (events a job) are what the progress bar counts.
+    ``weights`` (events a job) are what the progress bar counts. ``prepare`` is called once in this
+    process before local workers start: numba then compiles once, and they read its cache.
     """
     scheduler = scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
     weights = list(weights or [1] * len(jobs))
     paths = [folder / f"{number:05d}.npz" for number in range(len(jobs))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     done = sum(weights) - sum(weights[number] for number in missing)
+    if missing and prepare and scheduler in (None, "synchronous"):
+        prepare()
     with tqdm(total=sum(weights), initial=done, desc=label, unit=" events") as bar:
         for position, arrays in results(work, [jobs[n] for n in missing], scheduler):
             store(paths[missing[position]], arrays)

@@ -28,7 +28,7 @@ READER = HERE / "reader.lua"
 SOURCE_LABELS = {
     "official": "official data",
     "standin": "simulated stand-in data",
-    "file": "data from a file",
+    "file": "given data",
 }
 MAX_LINES = 120  # of one text output; the notebook has them all
 PIXELS_PER_INCH = 100  # of the notebooks' figures
@@ -41,6 +41,7 @@ TEMPLATE_NAMES = (
     "input-cell",
     "plain-output",
     "figure-output",
+    "fitted-table",
     "horizontalrule",
 )
 DATA_URI = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,([A-Za-z0-9+/=\s]+)")
@@ -88,11 +89,11 @@ def notebook_parts(nb: dict, folder: Path) -> list[dict]:
             count = cell.get("execution_count")
             source = typst_string(joined(cell["source"]).rstrip())
             shown = "none" if count is None else f'"[{count}]"'
-            parts.append(part("typst", f"#input-cell({source}, count: {shown})", number))
-            for index, output in enumerate(clean_outputs(cell.get("outputs", []))):
-                piece = output_part(output, folder, number, index)
-                if piece:
-                    parts.append(piece)
+            outputs = enumerate(clean_outputs(cell.get("outputs", [])))
+            pieces = [output_part(output, folder, number, index) for index, output in outputs]
+            pieces = [piece for piece in pieces if piece]
+            call = f"#input-cell({source}, count: {shown}, outputs: {str(bool(pieces)).lower()})"
+            parts += [part("typst", call, number), *pieces]
     return parts
 
 
@@ -182,7 +183,7 @@ def preamble(nb: dict, name: str) -> str:
     label = SOURCE_LABELS.get(source, source)
     facts = [
         ("profile", run.get("profile")),
-        ("data", label),
+        ("data", label and label.removesuffix(" data")),
         ("device", run.get("device")),
         ("run time", duration(run["seconds"]) if run.get("seconds") else None),
     ]
@@ -245,7 +246,7 @@ def pandoc_body(parts: list[dict], base: Path, folder: Path, name: str) -> str:
     formula = re.search(r"Could not convert TeX math (.+?), rendering", result.stderr, re.DOTALL)
     if formula:
         raise InputError(
-            f"{name}: expected a formula that pandoc understands, found {one_line(formula[1])!r}; "
+            f"{name}: expected a formula that pandoc understands, found {one_line(formula[1])}; "
             "write it with simpler commands"
         )
     if result.returncode:

@@ -109,8 +109,41 @@ local function is_number(cell)
     or text == "NaN" or text == "nan" or text == "inf"
 end
 
+-- pandas writes the name of the index into a second row of the head: one row is enough.
+local function merge_head(head)
+  local first, second = head.rows[1], head.rows[2]
+  if #head.rows ~= 2 then return end
+  for i, cell in ipairs(second.cells) do
+    local empty = pandoc.utils.stringify(cell.contents) == ""
+    if (i == 1) == empty then return end
+  end
+  if pandoc.utils.stringify(first.cells[1].contents) ~= "" then return end
+  first.cells[1].contents = second.cells[1].contents
+  head.rows = { first }
+end
+
+-- Number of characters that the columns need at least: their longest words, added.
+local function minimum_width(tbl)
+  local longest = {}
+  local function see(rows)
+    for _, row in ipairs(rows) do
+      for i, cell in ipairs(row.cells) do
+        for word in pandoc.utils.stringify(cell.contents):gmatch("%S+") do
+          longest[i] = math.max(longest[i] or 1, utf8.len(word) or #word)
+        end
+      end
+    end
+  end
+  see(tbl.head.rows)
+  for _, body in ipairs(tbl.bodies) do see(body.body) end
+  local total = 0
+  for i = 1, #tbl.colspecs do total = total + (longest[i] or 1) end
+  return total
+end
+
 -- HTML tables carry no alignment that pandoc understands: numbers to the right, words to the left.
-local function align_columns(tbl)
+local function convert_table(tbl)
+  merge_head(tbl.head)
   local numeric = {}
   for _, body in ipairs(tbl.bodies) do
     for _, row in ipairs(body.body) do
@@ -124,7 +157,11 @@ local function align_columns(tbl)
       tbl.colspecs[i] = { numeric[i] and pandoc.AlignRight or pandoc.AlignLeft, spec[2] }
     end
   end
-  return tbl
+  return {
+    pandoc.RawBlock("typst", "#fitted-table(" .. minimum_width(tbl) .. ", " .. #tbl.colspecs .. ")["),
+    tbl,
+    pandoc.RawBlock("typst", "]"),
+  }
 end
 
 -- MathJax shows \begin{align} without dollars; Markdown would eat its backslashes.
@@ -176,7 +213,7 @@ local function read_part(part)
   document = document:walk({
     Image = function(image) return convert_image(image, part) end,
     Header = convert_header,
-    Table = align_columns,
+    Table = convert_table,
   })
   document = document:walk({ Math = convert_math })
   return document:walk({ Plain = escape_start, Para = escape_start }).blocks

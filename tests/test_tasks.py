@@ -1,0 +1,59 @@
+"""Every task from data to PDF in the smoke profile, as `make all PROFILE=smoke` does it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import onnx
+import pytest
+from safetensors import safe_open
+
+from e2e_utils.evaluation import load_metrics
+from e2e_utils.paths import ROOT, list_tasks
+
+
+def regenerate(task: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run all stages of a task with data and products below ``folder``."""
+    environment = os.environ | {
+        "E2E_DATA_DIR": str(folder / "files"),
+        "E2E_BUILD_DIR": str(folder / "build"),
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "tools.regenerate", "--profile", "smoke"]
+    command += ["--data-source", "standin", task]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("task", list_tasks())
+def test_task_runs_from_data_to_pdf_and_is_then_left_alone(task, tmp_path):
+    first = regenerate(task, tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    products = tmp_path / "build" / "smoke" / task
+
+    metrics = load_metrics(products / "metrics.json")
+    assert metrics["task"] == task
+    assert metrics["profile"] == "smoke"
+    assert metrics["data"]["source"] == "standin"
+
+    notebook = nbformat.read(products / f"{task}.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    text = nbformat.writes(notebook)
+    assert str(ROOT) not in text
+    assert "stand-in" in text
+
+    assert (products / f"{task}.pdf").read_bytes().startswith(b"%PDF")
+    onnx.checker.check_model(onnx.load(products / f"{task}.onnx"))
+    weights = list(products.glob("*.safetensors"))
+    assert weights
+    for path in weights:
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata()["task"] == task
+
+    again = regenerate(task, tmp_path)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
