@@ -151,7 +151,7 @@ pd.DataFrame(
 # %%
 examples = np.concatenate([splits.train[y[splits.train] == label][:2] for label in (0, 1)])
 frames = images.dense(examples).numpy()  # (4, 2, 32, 32)
-fig, axes = plt.subplots(2, 4, figsize=(14, 6.4))
+fig, axes = plt.subplots(2, 4, figsize=(11, 5.2))
 for column, (frame, label) in enumerate(zip(frames, y[examples], strict=True)):
     last = column == 3
     name, hits = ("photon", "electron")[label], frame[0] > 0
@@ -178,7 +178,7 @@ def mean_image(rows: np.ndarray) -> np.ndarray:
 
 sample = splits.train[:20_000]
 means = [mean_image(sample[y[sample] == label]) for label in (0, 1)]
-fig, axes = plt.subplots(1, 3, figsize=(13, 3.8))
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.3))
 for axis, mean, name in zip(axes, means, ("photon", "electron"), strict=False):
     plotting.event_image(axis, mean, title=f"mean {name}")
 plotting.difference_image(axes[2], means[1] - means[0], title="electron $-$ photon")
@@ -241,7 +241,7 @@ shown = {
     "e3": r"$E_{3\times3}/E$", "eta_width": r"$\sigma_\eta$ [crystals]", "phi_width": r"$\sigma_\varphi$ [crystals]",
     "phi_far": r"$E(|\Delta i\varphi| > 2)/E$", "hits": "hits", "time_seed": "seed time [file units]",
 }  # fmt: skip
-fig, axes = plt.subplots(2, 3, figsize=(12, 6))
+fig, axes = plt.subplots(2, 3, figsize=(11, 5.6))
 for axis, (name, label) in zip(axes.flat, shown.items(), strict=True):
     plotting.class_histogram(
         axis, shapes["train"][name], y[splits.train], label, ("photon", "electron")
@@ -625,7 +625,7 @@ for arm, seed in plan:
     models[arm, seed] = model.cpu().eval()
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(14, 4))
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.4))
 for axis, metric in zip(axes, ("loss", "accuracy", "roc_auc"), strict=True):
     plotting.learning_curves(
         axis, [histories["resnet", seed] for seed in CONFIG.seeds], metric, choose="roc_auc"
@@ -745,7 +745,7 @@ display(Markdown(
 ))  # fmt: skip
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(15, 4.4))
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.6))
 curves = {
     LABELS[arm]: scores[arm][0]
     for arm in ("resnet", "plain_resnet15", "gradient_boosting", "time_only")
@@ -773,7 +773,7 @@ def binned_auc(variable: np.ndarray, score: np.ndarray, bins: int = 8) -> tuple[
     return np.array([variable[i].mean() for i in inside]), intervals
 
 
-fig, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True)
 names = {
     "phi_width": r"$\sigma_\varphi$ [crystals]",
     "eta_width": r"$\sigma_\eta$ [crystals]",
@@ -806,7 +806,7 @@ best_seed = max(CONFIG.seeds, key=lambda s: histories["resnet", s].validation_ro
 best_model = models["resnet", best_seed]
 order = np.argsort(scores["resnet"][0])
 surest = [mean_image(test[part]) for part in (order[: len(test) // 20], order[-len(test) // 20 :])]
-fig, axes = plt.subplots(1, 4, figsize=(17, 3.8))
+fig, axes = plt.subplots(1, 4, figsize=(11, 2.9))
 plotting.event_image(axes[0], surest[0], title="surest 5 % photons")
 plotting.event_image(axes[1], surest[1], title="surest 5 % electrons")
 plotting.difference_image(axes[2], surest[1] - surest[0], title="their difference")
@@ -829,7 +829,7 @@ worst = {
     "photon": np.flatnonzero(y_test == 0)[np.argsort(-mean_score[y_test == 0])[:4]],
     "electron": np.flatnonzero(y_test == 1)[np.argsort(mean_score[y_test == 1])[:4]],
 }
-fig, axes = plt.subplots(2, 4, figsize=(14, 6.4))
+fig, axes = plt.subplots(2, 4, figsize=(11, 5.2))
 for line, (name, events) in zip(axes, worst.items(), strict=True):
     for axis, event, frame in zip(line, events, images.dense(test[events]).numpy(), strict=True):
         title = f"{name}, P(electron) = {mean_score[event]:.2f}"

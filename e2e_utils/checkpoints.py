@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from e2e_utils.disk_space import reporting_full_disk, writing
 from e2e_utils.errors import InputError
-from e2e_utils.files import remove
+from e2e_utils.files import atomic_path, remove, reporting_full_disk
 
 STATE_NAME = re.compile(r"\d{6}")
 
@@ -27,7 +26,7 @@ def save_weights(
     # Clones: safetensors refuses tied weights and slices of larger buffers.
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
     content = save(tensors, {key: str(value) for key, value in card.items()})
-    with writing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 

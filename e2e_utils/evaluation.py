@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from data.catalog import PROFILES
-from e2e_utils.disk_space import writing
 from e2e_utils.errors import InputError
+from e2e_utils.files import atomic_path
 from e2e_utils.metrics import (
     Metric,
     accuracy,
@@ -166,7 +166,7 @@ def validate_metrics(metrics: dict, name: str = "metrics.json") -> None:
 def write_metrics(path: str | Path, metrics: dict) -> None:
     """Validate and write atomically."""
     validate_metrics(metrics, Path(path).name)
-    with writing(path) as temporary:
+    with atomic_path(path) as temporary:
         text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """Writing without half-written files, and content hashes that are computed once."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,7 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from e2e_utils.errors import InputError
 from e2e_utils.paths import DATA_FILES
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def reporting_full_disk(path: str | Path) -> Iterator[None]:
+    """Turn "no space left" while ``path`` is written into an ``InputError``."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in FULL_DISK
+        # Libraries written in C, C++ or Rust raise their own types with the system's words.
+        if not full and "No space left on device" not in str(error):
+            raise
+        raise InputError(
+            f"{Path(path).name}: expected disk space to write it, found a full disk; free some "
+            "space and run again"
+        ) from error
 
 
 @contextmanager
@@ -16,16 +36,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` (file or folder); move it into place on success.
 
     On an exception the temporary file or folder is removed and ``path`` is left as it was.
+    Raises InputError if the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     remove(temporary)
     try:
-        yield temporary
-        if temporary.is_dir():
-            remove(path)  # os.replace cannot put a folder over a filled one
-        os.replace(temporary, path)
+        with reporting_full_disk(path):
+            yield temporary
+            if temporary.is_dir():
+                remove(path)  # os.replace cannot put a folder over a filled one
+            os.replace(temporary, path)
     finally:
         remove(temporary)
 

@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from e2e_utils.disk_space import writing
+from e2e_utils.files import atomic_path
 
 OPSET = 17
 Batch = torch.Tensor | np.ndarray
@@ -35,7 +35,7 @@ def export_onnx(
     model.eval()
     axes = {name: {0: "batch"} for name in (*input_names, *output_names)}
     try:
-        with writing(path) as temporary, warnings.catch_warnings():
+        with atomic_path(path) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of the tracing exporter itself
             torch.onnx.export(
                 model,

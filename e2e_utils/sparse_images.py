@@ -15,8 +15,8 @@ import torch
 from numba import njit
 from numpy.typing import ArrayLike
 
-from e2e_utils.disk_space import writing
 from e2e_utils.errors import InputError
+from e2e_utils.files import atomic_path
 from e2e_utils.hdf5_schema import iter_images
 
 Shape = tuple[int, int, int]
@@ -97,7 +97,7 @@ class SparseImages:
 
         ``arrays`` (labels, for example) are stored beside the images as ``<name>.npy``.
         """
-        with writing(folder) as temporary:
+        with atomic_path(folder) as temporary:
             temporary.mkdir()
             _write_chunks(temporary, chunks)
             for name, array in arrays.items():
@@ -124,7 +124,7 @@ class SparseImages:
     def save(self, folder: str | Path) -> None:
         """Write these events (of a view: only its own) as a store; atomic."""
         offsets, index, value = self.events()
-        with writing(folder) as temporary:
+        with atomic_path(folder) as temporary:
             temporary.mkdir()
             for name, array in (("offsets", offsets), ("index", index), ("value", value)):
                 np.save(temporary / f"{name}.npy", array)

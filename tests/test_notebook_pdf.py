@@ -34,7 +34,7 @@ FORMULAS = [
     r"\bigl( x \bigr) \Bigl\| y \Bigr\|_2 \bigm| \Big| z \Big|",
     r"\begin{aligned} \bigl\| x \\ y \bigr\| & = \bigl[ 1 \bigr] \end{aligned}",
     r"\int_0^1 \! f(x) \, dx \; \|x\|_1 \quad \lVert x \rVert \; |x|",
-    r"\bigcap_i A_i \cup \bigcup B \cap C \sqcap D \bigotimes \odot \ominus \otimes \triangleleft",
+    r"\bigcap_i A_i \cup \bigcup B \cap C \sqcap \bigotimes \odot \ominus \triangleleft \lll",
     r"\mathcal{L}(\theta) = \operatorname{softmax}(z), \operatorname*{arg\,max}_x \mathbb{E}[x]",
     r"\begin{pmatrix} a & b \\ c & d \end{pmatrix} \begin{vmatrix} a & b \\ c & d \end{vmatrix}",
     r"\sum_{\substack{i \\ j}} \widehat{xy} \overline{x} \underbrace{a}_{b} \mathtt{x} \tfrac12",

@@ -171,7 +171,7 @@ def test_unknown_tasks_and_schedulers_are_input_errors(
 
 def test_two_tasks_on_a_cluster_of_which_one_fails(tmp_path: Path) -> None:
     """The real thing: local cluster, kernels, PDF; then the second call does nothing."""
-    for name in ("__init__", "paths", "errors", "files", "disk_space"):
+    for name in ("__init__", "paths", "errors", "files"):
         target = tmp_path / "e2e_utils" / f"{name}.py"
         target.parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / "e2e_utils" / f"{name}.py", target)

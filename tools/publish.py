@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from e2e_utils import paths
-from e2e_utils.disk_space import reporting_full_disk
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import remove
+from e2e_utils.files import remove, reporting_full_disk
 from tools.check_notebooks import notebook_problems, run_problems
 from tools.provenance import (
     PRODUCT_PATTERNS,

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TextIO
 
 from e2e_utils import paths
-from e2e_utils.disk_space import reporting_full_disk
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import remove, write_json, write_text
+from e2e_utils.files import remove, reporting_full_disk, write_json, write_text
 from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, strip_ansi
 from tools.provenance import (
     DATA_SOURCES,

@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 
 from e2e_utils import paths
-from e2e_utils.disk_space import writing
 from e2e_utils.errors import InputError, command_line
+from e2e_utils.files import atomic_path
 from tools.provenance import PROFILES, check_task, display_path
 from tools.results_table import entry_text, label
 
@@ -91,7 +91,7 @@ def write_predictions(path: Path, y: np.ndarray, probability: np.ndarray) -> Non
     import pandas as pd
 
     table = pd.DataFrame({"event": np.arange(len(y)), "label": y, "probability": probability})
-    with writing(path) as temporary:
+    with atomic_path(path) as temporary:
         if path.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:

@@ -100,6 +100,8 @@ class Detector(NamedTuple):
     tail_gain: float = 1.1  # of the GP share of the tail
     core_stretch: float = 1.2  # widening in phi, where the field bends the shower's electrons
     tail_stretch: float = 1.15
+    width_spread: float = 0.03  # shower to shower, relative, of the radii in eta and in phi
+    tail_spread: float = 0.1  # shower to shower, relative, of the tail's share
     tilt: float = 0.0524  # rad, 3 degrees between crystal axis and vertex direction (CMS)
     stochastic: float = 0.028  # GeV^1/2, photo-statistics (CMS)
     intercalibration: float = 0.005  # relative, crystal to crystal (CMS)
@@ -342,6 +344,11 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
     p2 = 0.401 + 0.00187 * z
     p3 = 1.313 - 0.0686 * log_e
 
+    # Lateral fluctuations from shower to shower, which GP leave to the spots
+    row_width = math.exp(detector.width_spread * rng.standard_normal())
+    col_width = math.exp(detector.width_spread * rng.standard_normal())
+    tail_gain = detector.tail_gain * math.exp(detector.tail_spread * rng.standard_normal())
+
     slices = 40
     total = 0.0
     for s in range(slices):
@@ -360,7 +367,7 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
         tail = k1 * (math.exp(k3 * (tau - k2)) + math.exp(k4 * (tau - k2)))
         tail *= MOLIERE_RADIUS * detector.tail_scale
         inner = (p2 - tau) / p3
-        tail_share = (1.0 - p1 * math.exp(inner - math.exp(inner))) * detector.tail_gain
+        tail_share = (1.0 - p1 * math.exp(inner - math.exp(inner))) * tail_gain
         inner_share = min(max(1.0 - tail_share, 0.0), 1.0)
         depth = depth_x0 * X0
         pitch = FRONT_RADIUS * CRYSTAL_PITCH * (1.0 + depth / FRONT_RADIUS)
@@ -377,15 +384,16 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
             if number == 0:
                 continue
             spot = energy / spots if expected < 1.0 else energy / spots * expected / number
-            scale = (core if kind == 0 else tail) / pitch
-            stretch = detector.core_stretch if kind == 0 else detector.tail_stretch
+            row_scale = row_width * (core if kind == 0 else tail) / pitch
+            col_scale = col_width * (core if kind == 0 else tail) / pitch
+            col_scale *= detector.core_stretch if kind == 0 else detector.tail_stretch
             for k in range(number):
                 u = rng.random()
-                r = scale * math.sqrt(u / (1.0 - u))
+                r = math.sqrt(u / (1.0 - u))
                 angle = 2.0 * math.pi * rng.random()
                 along = (k + 0.5) / number - 0.5
-                row = math.floor(row_mid + along * row_drift + r * math.cos(angle))
-                col = math.floor(col_mid + along * col_drift + stretch * r * math.sin(angle))
+                row = math.floor(row_mid + along * row_drift + row_scale * r * math.cos(angle))
+                col = math.floor(col_mid + along * col_drift + col_scale * r * math.sin(angle))
                 if 0 <= row < GRID and 0 <= col < GRID:
                     grid[int(row), int(col)] += spot
 

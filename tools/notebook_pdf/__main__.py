@@ -5,8 +5,8 @@ from pathlib import Path
 
 import nbformat
 
-from e2e_utils.disk_space import writing
 from e2e_utils.errors import InputError, command_line
+from e2e_utils.files import atomic_path
 from tools.notebook_pdf.exporter import notebook_to_pdf
 
 
@@ -21,7 +21,7 @@ def export(notebook: Path, pdf: Path) -> None:
             f"{notebook}: expected a notebook (JSON), found {type(error).__name__}; run it again"
         ) from error
     content = notebook_to_pdf(nb, notebook.parent, notebook.stem)
-    with writing(pdf) as temporary:
+    with atomic_path(pdf) as temporary:
         temporary.write_bytes(content)
 
 

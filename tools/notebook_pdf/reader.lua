@@ -13,7 +13,7 @@ local MATH_ENVIRONMENTS = {
 local RENAMED_SYMBOLS = {
   { "%f[%w]sect%f[%W]", "inter" },
   { "times%.circle", "times.o" }, { "dot%.circle", "dot.o" }, { "minus%.circle", "minus.o" },
-  { "%f[%w]lt%.tri", "lt.closed" }, { "%f[%w]gt%.tri", "gt.closed" },
+  { "%f[%w]lt%.tri%f[%W]", "lt.closed" }, { "%f[%w]gt%.tri%f[%W]", "gt.closed" },
   { 'delim: "||"', 'delim: "|"' },
 }
 
