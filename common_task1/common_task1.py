@@ -97,7 +97,7 @@ class Config:
     epochs: int
     seeds: tuple[int, ...]
     ablation_events: int  # training events of one ablation; 0 leaves the ablations out
-    ablation_epochs: int = 4
+    ablation_epochs: int = 3
     batch_size: int = 128
     learning_rate: float = 6e-3
     weight_decay: float = 0.02
@@ -107,10 +107,10 @@ class Config:
 
 
 CONFIGS = {
-    "smoke": Config(epochs=1, seeds=(0,), ablation_events=0),
+    "smoke": Config(epochs=1, seeds=(0, 1), ablation_events=256, ablation_epochs=1),
     "quick": Config(epochs=5, seeds=(0, 1), ablation_events=0),
-    "standard": Config(epochs=8, seeds=(0, 1, 2), ablation_events=40_000),
-    "full": Config(epochs=30, seeds=(0, 1, 2, 3, 4), ablation_events=100_000),
+    "standard": Config(epochs=6, seeds=(0, 1, 2), ablation_events=40_000),
+    "full": Config(epochs=30, seeds=(0, 1, 2, 3, 4), ablation_events=100_000, ablation_epochs=8),
 }
 CONFIG = CONFIGS[PROFILE]
 

@@ -108,7 +108,7 @@ class Detector(NamedTuple):
     noise: float = 0.044  # GeV a crystal (CMS: about 0.040)
     tower_high: float = 2.0  # GeV of ET: read out the 3 x 3 towers around in full
     tower_low: float = 1.0  # GeV of ET: read out the tower in full
-    zero_suppression: float = 0.14  # GeV, least hit elsewhere
+    zero_suppression: float = 0.2  # GeV, least hit elsewhere
     isolation_hit: float = 0.095  # GeV, hits stored wherever they are (CMSSW)
 
 

@@ -1,0 +1,385 @@
+"""Shower shapes, and the comparison of stand-in images with real ones.
+
+    python -m data.calibration --events 60000
+
+makes stand-in images if they are missing, draws data/figures/egamma_*.png, and rewrites the table
+between the markers in data/README.md. The 100 real images are optional: they are looked for in the
+folder that the environment variable E2E_REAL_SAMPLES names, or in ``shared/data`` beside the
+repository; without them, only the published numbers are compared.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from data.simulate import egamma
+from e2e_utils.errors import InputError, command_line
+from e2e_utils.files import atomic_path, write_text
+from e2e_utils.paths import ROOT
+
+README = ROOT / "data" / "README.md"
+FIGURES = ROOT / "data" / "figures"
+BEGIN, END = "<!-- egamma:begin -->", "<!-- egamma:end -->"
+CLASSES = ("photon", "electron")
+
+# Measured on 200 real events, 100 a class: mean and standard deviation.
+REAL_SHAPES = {
+    "energy_sum": ((1.24, 0.26), (1.25, 0.22)),
+    "e1": ((0.58, 0.15), (0.52, 0.15)),
+    "e3x3": ((0.889, 0.110), (0.852, 0.139)),
+    "e5x5": ((0.952, 0.062), (0.926, 0.100)),
+    "eta_width": ((0.73, 0.17), (0.77, 0.18)),
+    "phi_width": ((1.05, 0.57), (1.27, 0.68)),
+    "hits": ((45.0, 12.0), (51.0, 15.0)),
+}
+REAL_EVENTS = 100  # a class, behind REAL_SHAPES
+# Over all pixels of the 249,000 images of a class: mean, standard deviation, maximum.
+REAL_PIXELS = ((0.0012235, 0.0248, 1.4849), (0.0012158, 0.0226, 1.4318))
+REAL_TIME_STD = (0.066, 0.069)
+QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
+REAL_QUANTILES = (6e-5, 5e-4, 2.2e-3, 0.03, 0.7)  # of the pixels that are not zero
+
+LABELS = {
+    "energy_sum": "energy sum / 50 GeV",
+    "e1": "E1 / sum",
+    "e3x3": "E3x3 / sum",
+    "e5x5": "E5x5 / sum",
+    "eta_width": "eta width (crystals)",
+    "phi_width": "phi width (crystals)",
+    "hits": "hits",
+}
+
+
+def shower_shapes(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Shapes of images (n, 32, 32) of energy / 50 GeV; each entry (n,) float64.
+
+    Widths are energy-weighted, in crystals: ``*_width`` over the whole image, ``*_width5`` in
+    5 x 5 crystals around the highest one, ``*_logwidth5`` there with the weights
+    max(0, 4.7 + log(E / E5x5)) of CMS's sigma_ieta_ieta. ``phi_asymmetry`` is the share of the
+    energy at larger minus at smaller phi than the highest crystal. Energies are in units of the
+    sum. Raises InputError for another shape or an image without energy.
+    """
+    if images.ndim != 3 or images.shape[1:] != (32, 32):
+        raise InputError(
+            f"images: expected shape (n, 32, 32), found {images.shape}; pass the energy channel"
+        )
+    parts = [_shapes(images[first : first + 2000]) for first in range(0, len(images), 2000)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _width(energy: np.ndarray, axis: int) -> np.ndarray:
+    """Energy-weighted standard deviation along ``axis`` of (n, rows, columns)."""
+    position = np.arange(energy.shape[axis])
+    profile = energy.sum(axis=3 - axis)  # (n, rows, columns) -> (n, positions)
+    total = profile.sum(axis=1)
+    mean = profile @ position / total
+    return np.sqrt(np.maximum(profile @ position**2 / total - mean**2, 0.0))
+
+
+def _shapes(images: np.ndarray) -> dict[str, np.ndarray]:
+    energy = images.astype(np.float64)
+    n = len(energy)
+    total = energy.sum(axis=(1, 2))
+    if not (total > 0).all():
+        raise InputError(
+            f"images: expected energy in every image, found {(total <= 0).sum()} without; drop them"
+        )
+    top = energy.reshape(n, -1).argmax(axis=1)  # (n, 32, 32) -> (n, 1024)
+    row, col = top // 32, top % 32
+    reach = 5
+    padded = np.pad(energy, ((0, 0), (reach, reach), (reach, reach)))
+    offset = np.arange(2 * reach + 1)
+    window = padded[
+        np.arange(n)[:, None, None],
+        (row[:, None] + offset)[:, :, None],
+        (col[:, None] + offset)[:, None, :],
+    ]  # (n, 11, 11), highest crystal at [5, 5]
+
+    def block(half_rows: int, half_cols: int) -> np.ndarray:
+        rows = slice(reach - half_rows, reach + half_rows + 1)
+        cols = slice(reach - half_cols, reach + half_cols + 1)
+        return window[:, rows, cols]
+
+    five = block(2, 2)
+    weights = np.maximum(
+        0.0, 4.7 + np.log(np.maximum(five, 1e-12) / five.sum((1, 2), keepdims=True))
+    )
+    phi_mean = energy.sum(axis=1) @ np.arange(32) / total
+    left, right = window[:, :, :reach].sum((1, 2)), window[:, :, reach + 1 :].sum((1, 2))
+    hit = energy > 0
+    return {
+        "energy_sum": total,
+        "e1": energy.reshape(n, -1).max(axis=1) / total,
+        "e2": np.partition(energy.reshape(n, -1), -2, axis=1)[:, -2] / total,
+        "e3x3": block(1, 1).sum((1, 2)) / total,
+        "e5x5": five.sum((1, 2)) / total,
+        "eta_width": _width(energy, 1),
+        "phi_width": _width(energy, 2),
+        "eta_width5": _width(five, 1),
+        "phi_width5": _width(five, 2),
+        "eta_logwidth5": _width(weights, 1),
+        "phi_logwidth5": _width(weights, 2),
+        "three_rows": block(1, reach).sum((1, 2)) / total,
+        "outer_rows": (five[:, 0].sum(1) + five[:, 4].sum(1)) / total,
+        "phi_asymmetry": (right - left) / total,
+        "phi_asymmetry_abs": np.abs(right - left) / total,
+        "left": window[:, :, : reach - 2].sum((1, 2)) / total,
+        "right": window[:, :, reach + 3 :].sum((1, 2)) / total,
+        "seed_distance": np.abs(phi_mean - col),
+        "outside": total - five.sum((1, 2)),
+        "hits": hit.sum(axis=(1, 2)).astype(np.float64),
+        "small_hits": (hit & (energy < 0.0018)).sum(axis=(1, 2)).astype(np.float64),
+    }
+
+
+def real_sample() -> tuple[np.ndarray, np.ndarray] | None:
+    """The 100 real images (100, 32, 32) and labels, or None where they are not at hand."""
+    folder = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
+    path = folder / "egamma_real_100.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        return stored["X"], stored["y"].astype(np.int64)
+
+
+def matrix(images: np.ndarray) -> np.ndarray:
+    """Shower shapes as (n, features)."""
+    return np.stack(list(shower_shapes(images).values()), axis=1)
+
+
+def auc_interval(labels: np.ndarray, scores: np.ndarray, rounds: int = 1000) -> tuple:
+    """ROC-AUC with its 95 % bootstrap interval."""
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    values = []
+    while len(values) < rounds:
+        rows = rng.integers(0, len(labels), len(labels))
+        if 0 < labels[rows].sum() < len(labels):
+            values.append(roc_auc_score(labels[rows], scores[rows]))
+    return roc_auc_score(labels, scores), *np.quantile(values, (0.025, 0.975))
+
+
+def boosted_scores(photons: np.ndarray, electrons: np.ndarray, others: list[np.ndarray]) -> list:
+    """P(electron) of each array of ``others`` from gradient boosting trained on the first two."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    features = np.concatenate([matrix(photons), matrix(electrons)])
+    labels = np.repeat((0, 1), (len(photons), len(electrons)))
+    model = HistGradientBoostingClassifier(
+        max_iter=300, learning_rate=0.05, max_leaf_nodes=15, early_stopping=True, random_state=0
+    ).fit(features, labels)
+    return [model.predict_proba(matrix(images))[:, 1] for images in others]
+
+
+def table(images: list[np.ndarray]) -> str:
+    """Markdown: stand-in (energy, time) images of both classes against the real numbers."""
+    shapes = [shower_shapes(image[..., 0]) for image in images]
+    lines = [
+        "| mean (std) | real photon | stand-in photon | real electron | stand-in electron |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, label in LABELS.items():
+        cells = []
+        for c in range(2):
+            real, ours = REAL_SHAPES[name][c], shapes[c][name]
+            digits = 1 if real[0] > 10 else 3
+            cells.append(f"{real[0]:.{digits}f} ({real[1]:.{digits}f})")
+            cells.append(f"{ours.mean():.{digits}f} ({ours.std():.{digits}f})")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    rows = {"pixel mean": 0, "pixel std": 1, "pixel max": 2}
+    for label, k in rows.items():
+        cells = []
+        for c in range(2):
+            energy = images[c][..., 0]
+            ours = (energy.mean(), energy.std(), energy.max())[k]
+            digits = (7, 4, 3)[k]
+            cells += [f"{REAL_PIXELS[c][k]:.{digits}f}", f"{ours:.{digits}f}"]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    cells = []
+    for c in range(2):
+        cells += [f"{REAL_TIME_STD[c]:.3f}", f"{images[c][..., 1].std():.3f}"]
+    lines.append("| time channel, pixel std | " + " | ".join(cells) + " |")
+    for q, real in zip(QUANTILES, REAL_QUANTILES, strict=True):
+        ours = [np.quantile(i[..., 0][i[..., 0] > 0], q) for i in images]
+        cells = [f"{real:.2g}", f"{ours[0]:.2g}", f"{real:.2g}", f"{ours[1]:.2g}"]
+        lines.append(f"| hit energy, {100 * q:.0f} % quantile | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def separation(images: list[np.ndarray], train: int = 24000) -> str:
+    """Markdown: how well shower shapes separate the classes, on stand-in and on real images."""
+    n_train = min(train // 2, len(images[0]) // 2)
+    training = [image[:n_train, ..., 0] for image in images]
+    test = [image[n_train:, ..., 0] for image in images]
+    labels = np.repeat((0, 1), (len(test[0]), len(test[1])))
+    sample = real_sample()
+    others = [np.concatenate(test)] + ([sample[0]] if sample else [])
+    scores = boosted_scores(training[0], training[1], others)
+    value, low, high = auc_interval(labels, scores[0], rounds=200)
+    text = (
+        f"Gradient boosting on {matrix(training[0][:1]).shape[1]} shower shapes, trained on "
+        f"{2 * n_train:,} stand-in images: ROC-AUC {value:.3f} [{low:.3f}, {high:.3f}] on "
+        f"{len(labels):,} other stand-in images"
+    )
+    if sample:
+        value, low, high = auc_interval(sample[1], scores[1])
+        text += f", {value:.2f} [{low:.2f}, {high:.2f}] on {len(sample[1])} real images"
+    return text + " (95 % intervals)."
+
+
+def save(figure, name: str) -> None:
+    import matplotlib.pyplot as plt
+
+    with atomic_path(FIGURES / name) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw_shapes(images: list[np.ndarray]) -> None:
+    """Distributions of the shapes: stand-in as filled histograms, real as points with errors."""
+    import matplotlib.pyplot as plt
+
+    names = ["energy_sum", "e1", "e3x3", "e5x5", "eta_width", "phi_width", "hits", "phi_logwidth5"]
+    shapes = [shower_shapes(image[..., 0]) for image in images]
+    sample = real_sample()
+    ranges = {
+        "energy_sum": (0.9, 1.9),
+        "e1": (0.1, 0.9),
+        "e3x3": (0.4, 1.0),
+        "e5x5": (0.6, 1.0),
+        "eta_width": (0.4, 1.4),
+        "phi_width": (0.4, 3.5),
+        "hits": (20, 110),
+        "phi_logwidth5": (0.4, 1.3),
+    }
+    labels = LABELS | {"phi_logwidth5": "log-weighted phi width in 5x5 (crystals)"}
+    figure, axes = plt.subplots(2, 4, figsize=(15, 6.5))
+    for axis, name in zip(axes.flat, names, strict=True):
+        bins = np.linspace(*ranges[name], 15)
+        width = bins[1] - bins[0]
+        for c, colour in enumerate(("tab:blue", "tab:orange")):
+            clipped = np.clip(shapes[c][name], bins[0], bins[-1] - 1e-9)
+            axis.hist(
+                clipped,
+                bins,
+                weights=np.full(len(clipped), 1 / len(clipped) / width),
+                histtype="stepfilled",
+                alpha=0.3,
+                color=colour,
+                label=f"stand-in {CLASSES[c]}",
+            )
+            if sample:
+                real = shower_shapes(sample[0][sample[1] == c])[name]
+                count, _ = np.histogram(np.clip(real, bins[0], bins[-1] - 1e-9), bins)
+                scale = 1 / len(real) / width
+                axis.errorbar(
+                    (bins[1:] + bins[:-1]) / 2 + (c - 0.5) * 0.2 * width,
+                    count * scale,
+                    np.sqrt(count) * scale,
+                    fmt="o",
+                    color=colour,
+                    markersize=4,
+                    label=f"real {CLASSES[c]} ({len(real)})",
+                )
+        axis.set_xlabel(labels[name])
+        axis.set_ylabel("density")
+        axis.set_ylim(bottom=0)
+    axes[1, 2].legend(fontsize=8)
+    figure.suptitle("Shower shapes: stand-in (filled) and real images (points, statistical errors)")
+    figure.tight_layout()
+    save(figure, "egamma_shapes.png")
+
+
+def draw_pixels(images: list[np.ndarray]) -> None:
+    """Spectrum of the hits, and hits and energy against the distance from the seed crystal."""
+    import matplotlib.pyplot as plt
+
+    sample = real_sample()
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2))
+    bins = np.geomspace(1e-3, 100, 41)  # GeV
+    distance = np.arange(-11, 12)
+    for c, colour in enumerate(("tab:blue", "tab:orange")):
+        sets = [("stand-in", images[c][..., 0], "-", "")]
+        if sample:
+            sets.append(("real", sample[0][sample[1] == c], "none", "o"))
+        for source, energy, line, marker in sets:
+            gev = energy * egamma.ENERGY_UNIT
+            style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+            edges = bins if source == "stand-in" else bins[::2]
+            count, _ = np.histogram(gev[gev > 0], edges)
+            per_decade = count / len(gev) / np.diff(np.log10(edges))
+            label = f"{source} {CLASSES[c]}"
+            axes[0].plot(np.sqrt(edges[1:] * edges[:-1]), per_decade, label=label, **style)
+            for axis, along in ((axes[1], 2), (axes[2], 1)):
+                profile = (gev > 0).sum(axis=along).mean(axis=0)[distance + egamma.SEED_AT]
+                axis.plot(distance, profile, label=label, **style)
+    axes[0].set(
+        xscale="log", yscale="log", xlabel="hit energy (GeV)", ylabel="hits / image / decade"
+    )
+    axes[1].set(xlabel="eta distance from the seed (crystals)", ylabel="hits / image")
+    axes[2].set(xlabel="phi distance from the seed (crystals)", ylabel="hits / image")
+    axes[0].legend()
+    figure.tight_layout()
+    save(figure, "egamma_hits.png")
+
+
+def draw_examples(images: list[np.ndarray], each: int = 4) -> None:
+    """Single images: stand-in and, where at hand, real ones."""
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    sample = real_sample()
+    rows = [(f"stand-in {CLASSES[c]}", images[c][:each, ..., 0]) for c in range(2)]
+    if sample:
+        rows += [(f"real {CLASSES[c]}", sample[0][sample[1] == c][:each]) for c in range(2)]
+    figure, axes = plt.subplots(
+        len(rows), each, figsize=(2.6 * each + 1, 2.5 * len(rows)), sharex=True, sharey=True
+    )
+    for line, (title, energies) in zip(axes, rows, strict=True):
+        for axis, energy in zip(line, energies, strict=True):
+            gev = np.ma.masked_less_equal(energy * egamma.ENERGY_UNIT, 0)
+            picture = axis.imshow(
+                gev, origin="lower", norm=LogNorm(0.01, 50), extent=(-16.5, 15.5, -16.5, 15.5)
+            )
+        line[0].set_ylabel(f"{title}\neta (crystals)")
+    for axis in axes[-1]:
+        axis.set_xlabel("phi (crystals)")
+    figure.colorbar(picture, ax=axes, label="hit energy (GeV)", shrink=0.6)
+    save(figure, "egamma_examples.png")
+
+
+def update_readme(text: str) -> None:
+    """Replace what stands between the markers of data/README.md."""
+    content = README.read_text(encoding="utf-8")
+    if BEGIN not in content or END not in content:
+        raise InputError(
+            f"data/README.md: expected the markers {BEGIN} and {END}, found none; restore them"
+        )
+    head, rest = content.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    write_text(README, f"{head}{BEGIN}\n{text}\n{END}{tail}")
+
+
+@command_line
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--events", type=int, default=60000, help="stand-in images to compare")
+    arguments = parser.parse_args()
+    images = []
+    for path in egamma.generate(arguments.events):
+        with h5py.File(path) as file:
+            images.append(file["X"][:])
+    draw_shapes(images)
+    draw_pixels(images)
+    draw_examples(images)
+    text = f"{table(images)}\n\n{separation(images)}"
+    update_readme(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
