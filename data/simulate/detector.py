@@ -81,7 +81,7 @@ TIME_FLOOR = 0.1  # ns, resolution of a large hit
 TIME_WORST = 25.0  # ns, the pulse fit keeps small hits within the sampled pulse
 TIME_FIRST, TIME_LAST = -125.0, 114.0  # ns, where failed fits end up
 FAILED_FIT_SIZE = 5.0  # noise widths, largest hit whose fit fails
-FAILED_FIT_CHANCE = 0.015
+FAILED_FIT_CHANCE = 0.01
 
 # Columns of an impact on the ECAL front face
 IMPACT_I, IMPACT_J, IMPACT_SLOPE_I, IMPACT_SLOPE_J, IMPACT_ENERGY, IMPACT_PHOTON = range(6)
@@ -105,7 +105,7 @@ class Detector(NamedTuple):
     tilt: float = 0.0524  # rad, 3 degrees between crystal axis and vertex direction (CMS)
     stochastic: float = 0.028  # GeV^1/2, photo-statistics (CMS)
     intercalibration: float = 0.005  # relative, crystal to crystal (CMS)
-    noise: float = 0.044  # GeV a crystal (CMS: about 0.040)
+    noise: float = 0.0465  # GeV a crystal (CMS: about 0.040)
     tower_high: float = 2.0  # GeV of ET: read out the 3 x 3 towers around in full
     tower_low: float = 1.0  # GeV of ET: read out the tower in full
     zero_suppression: float = 0.2  # GeV, least hit elsewhere

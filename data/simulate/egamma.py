@@ -282,4 +282,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its import name: numba's cache and Dask's workers know functions by their module.
+    from data.simulate.egamma import main as run
+
+    run()

@@ -7,17 +7,25 @@ so that workers on other machines need no common disk.
 
 import errno
 import fcntl
+import logging
+import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path, remove
+
+if TYPE_CHECKING:
+    from dask.distributed import Client
 
 Arrays = dict[str, np.ndarray]
 
@@ -75,7 +83,22 @@ def full_disk(directory: Path, need_bytes: int) -> InputError:
 
 
 @contextmanager
-def dask_client(scheduler: str | None, tasks: int) -> Iterator["distributed.Client"]:  # noqa: F821
+def no_main_module() -> Iterator[None]:
+    """Keep worker processes from running the caller's script again.
+
+    Python's "spawn" imports the main module in each child; a notebook's percent script or any
+    script without a guard would simulate once more there, and for ever.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def dask_client(scheduler: str | None, tasks: int) -> Iterator["Client"]:
     """A client of the scheduler at an address, or of a local cluster with one process a core."""
     from dask.distributed import Client, LocalCluster
 
@@ -83,13 +106,15 @@ def dask_client(scheduler: str | None, tasks: int) -> Iterator["distributed.Clie
         with Client(scheduler) as client:
             yield client
         return
-    workers = min(len(os.sched_getaffinity(0)), tasks)
-    with (
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with no_main_module():
+        cluster = LocalCluster(
+            n_workers=min(len(os.sched_getaffinity(0)), tasks),
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            silence_logs=logging.ERROR,
+        )
+    with cluster, Client(cluster) as client:
         yield client
 
 
@@ -97,7 +122,8 @@ def results(
     work: Callable[..., Arrays], jobs: Sequence[tuple], scheduler: str | None
 ) -> Iterator[tuple[int, Arrays]]:
     """(number of the job, its arrays) in the order of completion; few at a time in memory."""
-    if scheduler == "synchronous" or len(jobs) < 2:
+    is_worker = multiprocessing.current_process().daemon  # may not start processes itself
+    if scheduler == "synchronous" or len(jobs) < 2 or (is_worker and not scheduler):
         for number, job in enumerate(jobs):
             yield number, work(*job)
         return
