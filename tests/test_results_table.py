@@ -8,20 +8,19 @@ from fake_project import TASK, finished_run, make_project, metrics_of
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from tools.model_cards import metrics_table, safetensors_header
 from tools.publish import publish
 from tools.results_table import (
     BEGIN,
     END,
     STANDIN_NOTE,
     best_baseline,
-    entry_text,
     generated_texts,
-    metrics_table,
     results_block,
-    safetensors_header,
     update,
     with_block,
 )
+from tools.wording import entry_text
 
 
 def test_numbers_and_intervals() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
+from tools.model_cards import safetensors_header
 from tools.notebook_outputs import joined
 from tools.provenance import (
     PROFILES,
@@ -23,7 +24,7 @@ from tools.provenance import (
     read_json,
     source_hash,
 )
-from tools.results_table import generated_texts, safetensors_header
+from tools.results_table import generated_texts
 from tools.run_notebook import MAX_BYTES
 
 MACHINE_PATH = re.compile(

@@ -15,7 +15,7 @@ from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import atomic_path
 from tools.provenance import PROFILES, check_task, display_path
-from tools.results_table import entry_text, label
+from tools.wording import entry_text, label
 
 BATCH = 512
 SUFFIXES = (".csv", ".parquet")

@@ -1,0 +1,41 @@
+"""How metrics and data sources are put into words in generated texts."""
+
+LABELS = {
+    "roc_auc": "ROC-AUC",
+    "accuracy": "accuracy",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "fpd": "FPD",
+    "kpd": "KPD",
+    "expected_calibration_error": "calibration error",
+    "background_rejection_50": "background rejection at 50 % signal efficiency",
+    "background_rejection_80": "background rejection at 80 % signal efficiency",
+}
+STANDIN_NOTE = (
+    "Results marked *simulated stand-in* were trained and tested on events that this repository "
+    "simulates, because the official files could not be fetched where it was run. They show that "
+    "the method works and how models compare with each other; **they must not be compared with "
+    "numbers on the official data.** `make all DATA_SOURCE=official` produces those."
+)
+
+
+def label(metric: str) -> str:
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def digits(value: float) -> str:
+    """Format: four digits after the point for numbers around one, four significant for others."""
+    return ".4f" if 0.01 <= abs(value) < 10 else ".4g"
+
+
+def entry_text(entry: dict[str, float], bold: bool = False) -> str:
+    """``0.8049 [0.8012, 0.8085] ± 0.0007``, all with the digits of the value."""
+    form, mark = digits(entry["value"]), "**" if bold else ""
+    value, low, high = (format(entry[name], form) for name in ("value", "low", "high"))
+    text = f"{mark}{value}{mark} [{low}, {high}]"
+    return text + (f" ± {entry['seed_std']:{form}}" if "seed_std" in entry else "")
+
+
+def title(metrics: dict) -> str:
+    return metrics.get("title") or metrics["task"].replace("_", " ")
