@@ -76,6 +76,7 @@ from e2e_utils.evaluation import evaluate_classifier
 from e2e_utils.metrics import bootstrap_interval, paired_bootstrap, roc_auc, roc_curve
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
+from e2e_utils.parallel import side_by_side
 from e2e_utils.seeds import epoch_batches, seed_everything, torch_generator
 from e2e_utils.splits import duplicate_groups, split
 from e2e_utils.vision import import_torchvision
@@ -610,20 +611,37 @@ print(f"loss on one memorised batch: {overfit_one_batch('resnet'):.4f}")
 
 # %% [markdown]
 # Now the arms: the network with every seed, and once with the energy only, the time only, and the plain ResNet-15.
-# All see the same events for the same number of passes.
+# All see the same events for the same number of passes. On a CPU several of them train side by side, one core each:
+# networks of this size gain little from a second core.
 
 # %%
 PLAIN = {"flips": False, "label_smoothing": 0.0, "ema_decay": 0.0}  # without the improvements
 plan = [("resnet", seed) for seed in CONFIG.seeds]
 plan += [(arm, CONFIG.seeds[0]) for arm in ("energy_only", "time_only", "plain_resnet15")]
 
-models, histories = {}, {}
-for arm, seed in plan:
+
+def train_arm(name: str, arm: str, rows: np.ndarray, config: Config, seed: int) -> tuple:
+    """Train a fresh network of an arm: its history, and its weights as arrays."""
     seed_everything(seed)
     model = build_model(arm)
+    history = train(name, model, rows, config, seed)
+    return history, {k: v.cpu().numpy() for k, v in model.state_dict().items()}
+
+
+def restored(arm: str, weights: dict[str, np.ndarray]) -> nn.Module:
+    """The network of an arm with trained weights, for evaluation."""
+    model = build_model(arm)
+    model.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
+    return model.eval()
+
+
+jobs = []
+for arm, seed in plan:
     config = replace(CONFIG, **PLAIN) if arm == "plain_resnet15" else CONFIG
-    histories[arm, seed] = train(f"{arm}-{seed}", model, splits.train, config, seed)
-    models[arm, seed] = model.cpu().eval()
+    jobs.append((f"{arm}-{seed}", arm, splits.train, config, seed))
+trained = dict(zip(plan, side_by_side(train_arm, jobs), strict=True))
+histories = {key: history for key, (history, _) in trained.items()}
+models = {key: restored(key[0], weights) for key, (_, weights) in trained.items()}
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.4))
@@ -899,26 +917,20 @@ ABLATIONS = {
 }
 
 
-def ablate(name: str, arm: str, changes: dict) -> np.ndarray:
-    """Validation logits of a short training with one change."""
+def ablation_job(name: str, arm: str, changes: dict) -> tuple:
+    """Arguments of `train_arm` for a short training with one change."""
     config = replace(CONFIG, epochs=CONFIG.ablation_epochs, **changes)
-    seed_everything(0)
-    model = build_model(arm)
-    train(
-        f"ablation-{name.replace(' ', '-')}",
-        model,
-        splits.train[: CONFIG.ablation_events],
-        config,
-        seed=0,
-    )
-    return predict(model.cpu(), splits.validation)
+    rows = splits.train[: CONFIG.ablation_events]
+    return f"ablation-{name.replace(' ', '-')}", arm, rows, config, 0
 
 
-ablated = (
-    {name: ablate(name, *change) for name, change in ABLATIONS.items()}
-    if CONFIG.ablation_events
-    else {}
-)
+ablated = {}
+if CONFIG.ablation_events:
+    jobs = [ablation_job(name, *change) for name, change in ABLATIONS.items()]
+    for (name, (arm, _)), (_, weights) in zip(
+        ABLATIONS.items(), side_by_side(train_arm, jobs), strict=True
+    ):
+        ablated[name] = predict(restored(arm, weights), splits.validation)
 
 # %%
 if ablated:
