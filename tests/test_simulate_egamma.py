@@ -146,7 +146,7 @@ def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "store", real_store)
     monkeypatch.setattr(h5py.Group, "create_dataset", lambda *_, **__: full(tmp_path / "x", {}))
-    with pytest.raises(InputError, match="full disk|free disk"):
+    with pytest.raises(InputError, match=r"full disk|free disk"):
         egamma.generate(20, tmp_path, scheduler="synchronous")
     assert not list(tmp_path.glob("*.hdf5"))
 
