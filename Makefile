@@ -52,7 +52,7 @@ pdf: $(READY)  ## write the PDFs of the executed notebooks again
 	@$(PY) -m tools.regenerate $(FLAGS) --stage pdf
 
 score: $(READY)  ## score an independent sample: TASK=common_task1 DATA=a.hdf5[,b.hdf5] [MODEL=...] [OUT=...]
-	@$(PY) -m tools.score $(TASK) --data "$(DATA)" $(if $(MODEL),--model $(MODEL)) $(if $(OUT),--out "$(OUT)")
+	@$(PY) -m tools.score $(TASK) --data "$(DATA)" $(if $(MODEL),--model $(MODEL)) $(if $(OUT),--out "$(OUT)") $(if $(PREDICTIONS_ONLY),--predictions-only)
 
 publish: $(READY)  ## promote complete runs of PROFILE into the task folders and weights/ [TASK=...]
 	@$(PY) -m tools.publish --profile $(PROFILE) $(TASK)

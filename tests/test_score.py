@@ -59,10 +59,13 @@ def test_csv_and_several_files(project: Path, write_events: Callable[..., Path])
     assert pd.read_csv(out)["label"].tolist() == [0] * 30 + [1] * 20
 
 
-def test_one_class_is_scored_without_metrics(
+def test_one_class_is_refused_unless_predictions_are_enough(
     project: Path, write_events: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    score(TASK, str(write_events("photon.hdf5", np.zeros(30))))
+    sample = str(write_events("photon.hdf5", np.zeros(30)))
+    with pytest.raises(InputError, match="found only label 0; give a file of the other class"):
+        score(TASK, sample)
+    score(TASK, sample, predictions_only=True)
     assert "no metrics: all events have label 0" in capsys.readouterr().out
 
 

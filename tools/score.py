@@ -113,8 +113,17 @@ def report(y: np.ndarray, probability: np.ndarray) -> str:
     return "\n".join(f"  {label(name):{width}s}  {entry_text(e)}" for name, e in entries.items())
 
 
-def score(task: str, data: str, model: str | None = None, out: Path | None = None) -> Path:
-    """Score the events of ``data``, print the metrics, write the predictions; where they are."""
+def score(
+    task: str,
+    data: str,
+    model: str | None = None,
+    out: Path | None = None,
+    predictions_only: bool = False,
+) -> Path:
+    """Score the events of ``data``, print the metrics, write the predictions; where they are.
+
+    A sample of one class has no metrics: InputError unless ``predictions_only``.
+    """
     check_task(task)
     path = find_model(task, model)
     out = out or paths.BUILD / "score" / f"{task}_{path.stem}.csv"
@@ -136,7 +145,7 @@ def score(task: str, data: str, model: str | None = None, out: Path | None = Non
         f"Model: {display_path(path)} ({card.get('profile', 'unknown')} profile, trained on "
         f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"
     )
-    sample = LOADERS[task](path=data, require_both_classes=False)
+    sample = LOADERS[task](path=data, require_both_classes=not predictions_only)
     probability = np.concatenate(list(predict(session, sample.images, data)))
     print(f"{len(sample.y):,} events scored; brackets: 95 % bootstrap interval")
     print(report(sample.y, probability))
@@ -152,12 +161,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default="", help="file(s) with the official schema, by commas")
     parser.add_argument("--model", help="name of another model of the task, or an ONNX file")
     parser.add_argument("--out", type=Path, help="predictions (.csv or .parquet)")
+    parser.add_argument(
+        "--predictions-only", action="store_true", help="accept a sample of one class"
+    )
     options = parser.parse_args(arguments)
     usage = "make score TASK=common_task1 DATA=a.hdf5,b.hdf5"
     if not options.task or not options.data:
         missing = "TASK" if not options.task else "DATA"
         raise InputError(f"{missing}: expected a value, found none; {usage}")
-    score(options.task, options.data, options.model, options.out)
+    score(options.task, options.data, options.model, options.out, options.predictions_only)
 
 
 if __name__ == "__main__":
