@@ -134,6 +134,15 @@ def test_training_learns_and_keeps_the_best_epoch(notebook, small):
     assert again["roc_auc"] == pytest.approx(history.validation_roc_auc.max(), abs=1e-6)
 
 
+def test_trained_arms_come_back_as_they_were(notebook, small):
+    job = ("arm", "energy_only", notebook.splits.train, small, 0)
+    history, weights = notebook.train_arm(*job)
+    model = notebook.restored("energy_only", weights)
+    again = notebook.score(model, notebook.splits.validation, "cpu")
+    assert again["roc_auc"] == pytest.approx(history.validation_roc_auc.max(), abs=1e-6)
+    assert all(isinstance(array, np.ndarray) for array in weights.values())  # cross processes
+
+
 def test_interrupted_training_continues_bit_for_bit(notebook, small, tmp_path, monkeypatch):
     def trained(name: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
