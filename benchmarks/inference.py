@@ -10,15 +10,14 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import export_onnx, open_session
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure() -> list[dict]:
     notebook = load_definitions("common_task1")
     graph = notebook.RawInput([notebook.build_model("resnet")]).eval()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        with torch.inference_mode(False):
-            export_onnx(graph, torch.rand(2, 32, 32, 2), path, ["x"], ["probability"], {})
+        export_onnx(graph, torch.rand(2, 32, 32, 2), path, ["x"], ["probability"], {})
         session = open_session(path, threads)
         rows = []
         for batch, repeats in ((1, 100), (32, 20), (1024, 3)):
