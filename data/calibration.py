@@ -352,16 +352,16 @@ def draw_examples(images: list[np.ndarray], each: int = 4) -> None:
     save(figure, "egamma_examples.png")
 
 
-def update_readme(text: str) -> None:
+def update_readme(text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers of data/README.md."""
     content = README.read_text(encoding="utf-8")
-    if BEGIN not in content or END not in content:
+    if begin not in content or end not in content:
         raise InputError(
-            f"data/README.md: expected the markers {BEGIN} and {END}, found none; restore them"
+            f"data/README.md: expected the markers {begin} and {end}, found none; restore them"
         )
-    head, rest = content.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    write_text(README, f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    head, rest = content.split(begin, 1)
+    tail = rest.split(end, 1)[1]
+    write_text(README, f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 @command_line

@@ -1,7 +1,7 @@
 """Events for the tasks: official files where they are on disk, else simulated stand-ins.
 
-Every loader prints one line that says which events were loaded, and keeps them as SparseImages in
-a cache that is built once per set of source files.
+Every loader prints one line that says which events were loaded, and keeps them in a cache that is
+built once per set of source files: images as SparseImages, tables as memory-mapped arrays.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import numpy as np
 from data.catalog import PROFILES, dataset
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.event_tables import build_store, open_store
 from e2e_utils.files import sha256
 from e2e_utils.hdf5_schema import check_images_file, iter_images, read_labels
 from e2e_utils.sparse_images import SparseImages
@@ -25,7 +26,8 @@ SOURCE_WORDS = {
     "standin": "simulated stand-in events",
     "file": "events of the given files",
 }
-STORE_VERSION = 1  # raise it when the store's layout or the pixels' treatment changes
+STORE_VERSION = 1  # raise it when the stores' layout or the treatment of their values changes
+LOW_LEVEL = 21  # of the 28 HIGGS features: measured momenta and b-tags; the others are masses
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,32 @@ class EventDataset:
         return SOURCE_WORDS[self.source]
 
 
+@dataclass(frozen=True)
+class HiggsDataset:
+    """Labelled HIGGS events and where they come from."""
+
+    features: np.ndarray  # (N, 28) float32, memory-mapped, in UCI's units
+    feature_names: tuple[str, ...]  # 28
+    y: np.ndarray  # (N,) int64: 1 signal, 0 background
+    source: str  # "official", "standin" or "file"
+    fingerprint: str  # 16 hex digits of the events
+    description: str  # one line
+    files: list[str]  # names, without folders
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def words(self) -> str:
+        """What the events are, for running text."""
+        return SOURCE_WORDS[self.source]
+
+    @property
+    def low_level(self) -> np.ndarray:
+        """The first 21 features (N, 21), a view: momenta, angles and b-tags, no masses."""
+        return self.features[:, :LOW_LEVEL]
+
+
 def load_electron_photon(
     source: str = "auto",
     profile: str = "quick",
@@ -67,7 +95,10 @@ def load_electron_photon(
     """
     catalog = dataset("electron_photon")
     if path is None:
-        source, files, limit = _training_files(catalog, source, profile)
+        source, files, n_events = _training_files(
+            catalog, source, profile, _simulate_electron_photon
+        )
+        limit = n_events // 2
         labels = [entry["label"] for entry in catalog["file"]]
     else:
         source, files, limit = "file", _as_paths(path), None
@@ -102,7 +133,49 @@ def load_electron_photon(
     return EventDataset(images, y, source, fingerprint, description, names)
 
 
-LOADERS: dict[str, Callable[..., EventDataset]] = {"common_task1": load_electron_photon}
+def load_higgs(
+    source: str = "auto",
+    profile: str = "quick",
+    path: str | Path | Sequence[str | Path] | None = None,
+    require_both_classes: bool = True,
+) -> HiggsDataset:
+    """Signal (label 1) and top pairs (label 0) of UCI's HIGGS data, in the order of the file.
+
+    ``source`` and ``profile`` as for `load_electron_photon`; of the official file only the first
+    1,100,000 rows (fewer in smaller profiles) are read, once. ``path`` reads all events of other
+    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped. The
+    last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises InputError for
+    unusable files and, unless ``require_both_classes`` is false, for events of one class only.
+    """
+    catalog = dataset("higgs")
+    if path is None:
+        source, files, limit = _training_files(catalog, source, profile, _simulate_higgs)
+    else:
+        source, files, limit = "file", _as_paths(path), None
+    _, *feature_names = catalog["file"][0]["keys"]
+    folder = paths.CACHE / f"higgs_{_state(files, limit)}"
+    if not folder.is_dir():
+        build_store(files, len(feature_names), folder, limit)
+    features, y, fingerprint = open_store(folder)
+    names = [file.name for file in files]
+    if require_both_classes and len(np.unique(y)) < 2:
+        raise InputError(
+            f"{', '.join(map(str, files))}: expected signal (1) and background (0), found only "
+            f"label {y[0]}; give events of the other class too"
+        )
+    n_background, n_signal = np.bincount(y, minlength=2)
+    description = (
+        f"{n_signal:,} signal and {n_background:,} background events, {SOURCE_WORDS[source]} "
+        f"({', '.join(names)})"
+    )
+    print(f"Data: {description}")
+    return HiggsDataset(features, tuple(feature_names), y, source, fingerprint, description, names)
+
+
+LOADERS: dict[str, Callable[..., EventDataset | HiggsDataset]] = {
+    "common_task1": load_electron_photon,
+    "task2a_higgs_transformer": load_higgs,
+}
 
 
 def prepare(task: str, profile: str, source: str) -> str:
@@ -121,8 +194,10 @@ def prepare(task: str, profile: str, source: str) -> str:
     return LOADERS[task](source, profile).description
 
 
-def _training_files(catalog: dict, source: str, profile: str) -> tuple[str, list[Path], int]:
-    """Which source it is, its files, and the events to take from each."""
+def _training_files(
+    catalog: dict, source: str, profile: str, simulate: Callable[[int], Sequence[Path]]
+) -> tuple[str, list[Path], int]:
+    """Which source it is, its files, and how many events the profile takes of them together."""
     _check_choice("source", source, SOURCES)
     _check_choice("profile", profile, PROFILES)
     n_events = catalog["events"][profile]
@@ -134,10 +209,20 @@ def _training_files(catalog: dict, source: str, profile: str) -> tuple[str, list
             "`make data DATA_SOURCE=official`"
         )
     if source == "standin" or missing:
-        from data.simulate.egamma import generate
+        return "standin", [Path(file) for file in simulate(n_events)], n_events
+    return "official", official, n_events
 
-        return "standin", [Path(file) for file in generate(n_events, paths.STANDIN)], n_events // 2
-    return "official", official, n_events // 2
+
+def _simulate_electron_photon(n_events: int) -> Sequence[Path]:
+    from data.simulate.egamma import generate
+
+    return generate(n_events, paths.STANDIN)
+
+
+def _simulate_higgs(n_events: int) -> Sequence[Path]:
+    from data.simulate.higgs import generate
+
+    return [generate(n_events, paths.STANDIN)]
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -151,7 +236,7 @@ def _as_paths(path: str | Path | Sequence[str | Path]) -> list[Path]:
     elif isinstance(path, Path):
         path = [path]
     if not path:
-        raise InputError("DATA: expected one or more HDF5 files, found none; name them")
+        raise InputError("DATA: expected one or more files, found none; name them")
     return [Path(file).expanduser() for file in path]
 
 
@@ -159,6 +244,19 @@ def _fingerprint(files: Sequence[Path], lengths: Sequence[int]) -> str:
     """16 hex digits that change with the content of the files, their order and the limits."""
     content = [STORE_VERSION, [sha256(file) for file in files], list(lengths)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _state(files: Sequence[Path], limit: int | None) -> str:
+    """16 hex digits of the files' places, sizes and times.
+
+    Of an official file of 2.8 GB a tenth is used: its full content is not read to name the cache.
+    """
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: expected a table of events, found no file; check the path")
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    content = json.dumps([STORE_VERSION, stats, limit])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _cached_images(files: Sequence[Path], lengths: Sequence[int], fingerprint: str) -> SparseImages:

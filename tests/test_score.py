@@ -2,20 +2,30 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import torch
 from fake_project import make_project, write_onnx
 from onnx import helper
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.onnx_export import export_onnx
 from tools import score as module
-from tools.score import find_model, official_layout, score
+from tools.score import find_model, official_layout, raw_batches, score
 
 TASK = "common_task1"
+
+
+class SigmoidOfSum(torch.nn.Module):
+    """Rows (B, n) -> (B,)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(1).sigmoid()
 
 
 @pytest.fixture
@@ -57,6 +67,33 @@ def test_csv_and_several_files(project: Path, write_events: Callable[..., Path])
     out = score(TASK, f"{photons},{electrons}")
     assert out == paths.BUILD / "score" / f"{TASK}_{TASK}.csv"
     assert pd.read_csv(out)["label"].tolist() == [0] * 30 + [1] * 20
+
+
+def test_rows_of_a_table_are_scored_on_their_low_level_columns(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = "task2a_higgs_transformer"
+    (project / task).mkdir()
+    (project / task / f"{task}.py").write_text("# %%\n")
+    (paths.WEIGHTS / task).mkdir(parents=True)
+    graph, path = SigmoidOfSum(), paths.WEIGHTS / task / f"{task}.onnx"
+    card = {"kind": "binary_classification"}
+    export_onnx(graph, torch.zeros(2, 21), path, ["x"], ["probability"], card)
+    rng = np.random.default_rng(0)
+    y, features = np.arange(600) % 2, rng.normal(0, 0.3, (600, 28)).astype(np.float32)
+    np.savetxt(tmp_path / "rows.csv", np.c_[y, features], fmt="%.18e", delimiter=",")
+    table = pd.read_csv(score(task, str(tmp_path / "rows.csv")))
+    expected = 1 / (1 + np.exp(-features[:, :21].sum(axis=1)))
+    np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(table["label"], y)
+    assert "600 events scored" in capsys.readouterr().out
+
+
+def test_tables_of_other_columns_than_the_model_takes_are_refused() -> None:
+    sample = SimpleNamespace(y=np.zeros(3), low_level=np.zeros((3, 21), np.float32))
+    assert next(raw_batches(sample, (21,), "x")).shape == (3, 21)
+    with pytest.raises(InputError, match="choose the task"):
+        next(raw_batches(sample, (28,), "x"))
 
 
 def test_one_class_is_refused_unless_predictions_are_enough(

@@ -5,7 +5,7 @@ import pytest
 
 from e2e_utils.errors import InputError
 from e2e_utils.sparse_images import SparseImages
-from e2e_utils.splits import duplicate_groups, split
+from e2e_utils.splits import duplicate_groups, split, split_last
 
 
 @pytest.mark.parametrize("n", [50, 101, 998, 5003])
@@ -86,3 +86,30 @@ def test_too_few_events(y: list) -> None:
 def test_one_large_group_is_too_few() -> None:
     with pytest.raises(InputError):
         split(np.arange(100) % 2, groups=np.zeros(100))
+
+
+@pytest.mark.parametrize(("n", "n_test"), [(1_100_000, 100_000), (22_000, 2_000), (7_500, 682)])
+def test_last_rows_are_the_test_set(n: int, n_test: int) -> None:
+    y = (np.random.default_rng(0).random(n) < 0.53).astype(np.int64)
+    parts = split_last(y)
+    np.testing.assert_array_equal(parts.test, np.arange(n - n_test, n))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+    assert len(parts.validation) == round(0.1 * (n - n_test))
+    shares = [y[part].mean() for part in parts[:2]]
+    assert abs(shares[0] - shares[1]) < 2 / len(parts.validation)
+    assert (np.diff(parts.train[:100]) < 0).any()  # shuffled: a prefix is a random sample
+
+
+def test_split_last_is_deterministic_and_seeded() -> None:
+    y = np.arange(1100) % 2
+    for a, b in zip(split_last(y, seed=3), split_last(y, seed=3), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (split_last(y, seed=3).train != split_last(y, seed=4).train).any()
+    np.testing.assert_array_equal(split_last(y, seed=3).test, split_last(y, seed=4).test)
+    assert [len(part) for part in split_last(1100)] == [900, 100, 100]
+
+
+def test_split_last_refuses_too_few_events() -> None:
+    for y in (np.arange(8) % 2, np.repeat((0, 1), 50)):  # too few; sorted by class
+        with pytest.raises(InputError, match="enough events of every class"):
+            split_last(y)

@@ -76,12 +76,29 @@ def official_layout(batch: np.ndarray, expected: tuple[int, ...], name: str) -> 
     )
 
 
-def predict(session: onnxruntime.InferenceSession, images, name: str) -> Iterator[np.ndarray]:
+def raw_batches(sample, expected: tuple[int, ...], name: str) -> Iterator[np.ndarray]:
+    """Events of a sample, of images or of a table's low-level columns, as a model takes them.
+
+    ``expected`` is the shape of one event. Raises InputError for events of another shape.
+    """
+    if hasattr(sample, "images"):
+        for _, dense in sample.images.iter_dense(BATCH):
+            yield official_layout(dense.numpy(), expected, name)
+        return
+    columns = sample.low_level.shape[1:]
+    if columns != expected:
+        raise InputError(
+            f"{name}: expected events {expected} as the model does, found {columns}; "
+            "choose the task that these events belong to"
+        )
+    for first in range(0, len(sample.y), BATCH):
+        yield np.ascontiguousarray(sample.low_level[first : first + BATCH])
+
+
+def predict(session: onnxruntime.InferenceSession, sample, name: str) -> Iterator[np.ndarray]:
     """P(class 1) of every event, (B,) a batch, in the order of the sample."""
     entry = session.get_inputs()[0]
-    expected = tuple(entry.shape[1:])
-    for _, dense in images.iter_dense(BATCH):
-        batch = official_layout(dense.numpy(), expected, name)
+    for batch in raw_batches(sample, tuple(entry.shape[1:]), name):
         (probability,) = session.run(None, {entry.name: batch})
         yield np.asarray(probability, dtype=np.float32).reshape(-1)
 
@@ -146,7 +163,7 @@ def score(
         f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"
     )
     sample = LOADERS[task](path=data, require_both_classes=not predictions_only)
-    probability = np.concatenate(list(predict(session, sample.images, data)))
+    probability = np.concatenate(list(predict(session, sample, data)))
     print(f"{len(sample.y):,} events scored; brackets: 95 % bootstrap interval")
     print(report(sample.y, probability))
     write_predictions(out, sample.y, probability)

@@ -1,0 +1,261 @@
+"""HIGGS tables: official schema, other separators, the cache, and every broken file's error."""
+
+import gzip
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data import calibration_higgs
+from e2e_utils import datasets, event_tables, paths
+from e2e_utils.datasets import load_higgs, prepare
+from e2e_utils.errors import InputError
+
+TASK = "task2a_higgs_transformer"
+
+
+@pytest.fixture
+def events() -> np.ndarray:
+    """(60, 29): label and 28 features, as in the official file."""
+    rng = np.random.default_rng(0)
+    return np.column_stack([rng.integers(0, 2, 60), rng.normal(1, 0.5, (60, 28)).round(3)])
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, events: np.ndarray, separator: str = ",", fmt: str = "%.18e") -> Path:
+        path = tmp_path / name
+        np.savetxt(path, events, fmt=fmt, delimiter=separator)  # gzips by the name
+        return path
+
+    return write
+
+
+@pytest.fixture
+def broken(write, events, data_folder) -> Callable[..., str]:
+    """The one-line error for a file one of whose lines is changed."""
+
+    def broken(change: Callable[[list[str]], list[str]], row: int = 30) -> str:
+        path = write("broken.csv", events)
+        lines = path.read_text().splitlines()
+        lines[row] = ",".join(change(lines[row].split(",")))
+        path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(InputError) as error:
+            load_higgs(path=path)
+        assert "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+        assert not list(paths.CACHE.glob("*"))
+        return str(error.value)
+
+    return broken
+
+
+def put(column: int, text: str) -> Callable[[list[str]], list[str]]:
+    return lambda cells: [*cells[:column], text, *cells[column + 1 :]]
+
+
+# Good files
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "fmt"),
+    [
+        ("a.csv", ",", "%.18e"),
+        ("a.csv.gz", ",", "%.18e"),
+        ("a.tsv", "\t", "%.3f"),
+        ("a.txt", "  ", "%9.3f"),
+        ("a.csv", ";", "%.3f"),
+    ],
+)
+def test_all_formats_give_the_same_events(write, events, data_folder, name, separator, fmt) -> None:
+    dataset = load_higgs(path=write(name, events, separator, fmt))
+    np.testing.assert_array_equal(dataset.features, events[:, 1:].astype(np.float32))
+    np.testing.assert_array_equal(dataset.y, events[:, 0])
+    assert dataset.features.dtype == np.float32
+    assert dataset.y.dtype == np.int64
+    assert isinstance(dataset.features, np.memmap)
+    assert dataset.source == "file"
+    assert dataset.words == "events of the given files"
+    assert dataset.files == [name]
+    assert len(dataset) == 60
+
+
+def test_low_level_is_a_view_of_the_first_21_features(write, events, data_folder) -> None:
+    dataset = load_higgs(path=write("a.csv", events))
+    assert dataset.low_level.shape == (60, 21)
+    assert dataset.low_level.base is not None
+    assert len(dataset.feature_names) == 28
+    assert dataset.feature_names[0] == "lepton_pt"
+    assert dataset.feature_names[20] == "jet4_btag"
+    assert dataset.feature_names[21] == "m_jj"
+
+
+def test_small_blocks_change_nothing(write, events, data_folder, monkeypatch) -> None:
+    path = write("a.csv.gz", events)
+    whole = list(event_tables.iter_events(path, 28))
+    monkeypatch.setattr(event_tables, "BLOCK_BYTES", 1000)
+    blocks = list(event_tables.iter_events(path, 28))
+    assert len(whole) == 1
+    assert len(blocks) > 10
+    for k in range(2):
+        np.testing.assert_array_equal(whole[0][k], np.concatenate([block[k] for block in blocks]))
+
+
+def test_last_line_may_lack_its_newline(write, events, data_folder) -> None:
+    path = write("a.csv", events)
+    path.write_text(path.read_text().rstrip("\n"))
+    assert len(load_higgs(path=path)) == 60
+
+
+def test_several_files_are_one_sample(write, events, data_folder) -> None:
+    paths_ = [write("a.csv", events[:25]), write("b.csv.gz", events[25:])]
+    dataset = load_higgs(path=",".join(map(str, paths_)))
+    np.testing.assert_array_equal(dataset.features, events[:, 1:].astype(np.float32))
+    assert dataset.fingerprint == load_higgs(path=write("c.csv", events)).fingerprint
+    assert dataset.fingerprint != load_higgs(path=paths_[::-1]).fingerprint
+
+
+def test_official_file_is_read_up_to_the_limit_only(
+    write, events, data_folder, monkeypatch, capsys
+) -> None:
+    catalog = datasets.dataset("higgs")
+    sizes = {"smoke": 20, "quick": 40, "standard": 50, "full": 60}
+    monkeypatch.setattr(datasets, "dataset", lambda _: {**catalog, "events": sizes})
+    monkeypatch.setattr(event_tables, "BLOCK_BYTES", 1000)
+    text = write("a.csv", events).read_bytes()
+    # What follows row 60 is not a number and not even complete: nobody may look at it.
+    official = gzip.compress(text) + gzip.compress(b"garbage\n" * 100_000)[:60]
+    (paths.OFFICIAL / "HIGGS.csv.gz").write_bytes(official)
+    for profile, size in sizes.items():
+        dataset = load_higgs("auto", profile)
+        assert dataset.source == "official"
+        np.testing.assert_array_equal(dataset.features, events[:size, 1:].astype(np.float32))
+    assert "official events (HIGGS.csv.gz)" in capsys.readouterr().out
+
+
+def test_cache_is_built_once_and_follows_the_content(
+    write, events, data_folder, monkeypatch
+) -> None:
+    path = write("a.csv", events)
+    first = load_higgs(path=path)
+    monkeypatch.setattr(event_tables, "_parse", None)  # reading again would fail
+    assert load_higgs(path=path).fingerprint == first.fingerprint
+    monkeypatch.undo()
+    write("a.csv", events[:-1])
+    assert load_higgs(path=path).fingerprint != first.fingerprint
+
+
+def test_stand_in_is_made_where_the_official_file_is_missing(
+    write, events, data_folder, monkeypatch
+) -> None:
+    wanted = []
+
+    def generate(n_events, directory):
+        wanted.append((n_events, directory))
+        return write("standin.csv.gz", events)
+
+    monkeypatch.setitem(sys.modules, "data.simulate.higgs", SimpleNamespace(generate=generate))
+    assert load_higgs(profile="smoke").source == "standin"
+    assert "simulated stand-in events" in prepare(TASK, "quick", "auto")
+    assert wanted == [(2200, paths.STANDIN), (22000, paths.STANDIN)]
+    with pytest.raises(InputError, match="make data DATA_SOURCE=official"):
+        load_higgs("official")
+
+
+def test_real_rows_are_read() -> None:
+    sample = calibration_higgs.real_sample()
+    if sample is None:
+        pytest.skip("the real sample is not at hand")
+    features, labels = sample
+    assert features.shape == (7500, 28)
+    assert labels.mean() == pytest.approx(0.53, abs=0.01)
+
+
+# Broken files
+
+
+@pytest.mark.parametrize("row", [0, 30, 59])
+def test_wrong_number_of_columns(broken, row) -> None:
+    text = rf"line {row + 1}: expected a label and 28 features, found"
+    assert text in broken(lambda cells: cells[:-1], row)
+    assert "found 28 columns" in broken(lambda cells: cells[:-1], row)
+    assert "found 30 columns" in broken(lambda cells: [*cells, "1.0"], row)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put(3, "abc"), "line 31: expected a number in column 4, found 'abc'"),
+        (put(3, ""), "line 31: expected a number in column 4, found ''"),
+        (put(5, "nan"), "line 31: expected a finite number in column 6, found nan"),
+        (put(5, "inf"), "line 31: expected a finite number in column 6, found inf"),
+        (put(5, "1e300"), "line 31: expected a finite number in column 6, found 1e300"),
+        (put(0, "2"), "line 31: expected label 0 or 1 in column 1, found 2"),
+        (put(0, "0.5"), "line 31: expected label 0 or 1 in column 1, found 0.5"),
+        (put(0, "-1"), "line 31: expected label 0 or 1 in column 1, found -1"),
+        (lambda _: [""], "line 31: expected a label and 28 features, found an empty line"),
+    ],
+)
+def test_bad_values_are_named_with_their_line(broken, change, words) -> None:
+    message = broken(change)
+    assert words in message
+    assert "correct the line" in message
+
+
+def test_line_numbers_hold_across_blocks(broken, monkeypatch) -> None:
+    monkeypatch.setattr(event_tables, "BLOCK_BYTES", 2000)
+    assert "line 56: expected a number in column 2" in broken(put(1, "x"), row=55)
+
+
+def test_header_is_refused_as_text(write, events, data_folder) -> None:
+    path = write("a.csv", events)
+    path.write_text(",".join(["label", *map(str, range(28))]) + "\n" + path.read_text())
+    with pytest.raises(InputError, match="line 1: expected a number in column 1, found 'label'"):
+        load_higgs(path=path)
+
+
+def test_truncated_and_damaged_gzip(write, events, data_folder) -> None:
+    path = write("a.csv.gz", events)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="complete gzip file, found a truncated one"):
+        load_higgs(path=path)
+    path.write_bytes(content[:200] + bytes(100) + content[300:])
+    with pytest.raises(InputError, match="complete gzip file, found a damaged one"):
+        load_higgs(path=path)
+    path.write_bytes(b"not gzip at all")
+    with pytest.raises(InputError, match="complete gzip file, found a damaged one"):
+        load_higgs(path=path)
+    assert not list(paths.CACHE.glob("*"))
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_empty_file(tmp_path, data_folder, content) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"a\.csv: .*expected .*, found an empty"):
+        load_higgs(path=path)
+
+
+def test_missing_file(tmp_path, data_folder) -> None:
+    with pytest.raises(InputError, match="expected a table of events, found no file"):
+        load_higgs(path=tmp_path / "none.csv")
+
+
+def test_one_class_only(write, events, data_folder) -> None:
+    path = write("a.csv", events[events[:, 0] == 1])
+    with pytest.raises(InputError, match="found only label 1"):
+        load_higgs(path=path)
+    assert set(load_higgs(path=path, require_both_classes=False).y) == {1}
+
+
+def test_damaged_store_says_what_to_do(write, events, data_folder) -> None:
+    path = write("a.csv", events)
+    load_higgs(path=path)
+    (folder,) = paths.CACHE.glob("higgs_*")
+    (folder / "features.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="delete the folder"):
+        load_higgs(path=path)
