@@ -1,6 +1,7 @@
 """The notebook of task 2f: adapter, export, refusals, ROOT reader, seeds and frames."""
 
 import dataclasses
+import shutil
 
 import awkward as ak
 import numpy as np
@@ -349,7 +350,7 @@ def test_cpp_and_python_crop_the_same_frames_and_give_the_same_scores(graph, tmp
     from data.simulate.two_photons import generate
     from task2f_cmssw_inference.cmssw.standalone import build
 
-    if not task.shutil.which("g++"):
+    if not shutil.which("g++"):
         pytest.skip("there is no g++ on this machine")
     events = task.read_events(generate(30, tmp_path))
     seeds = task.find_seeds(events)
