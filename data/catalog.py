@@ -66,6 +66,7 @@ DATASET_FIELDS = {
     "notes": (list, False),
     "page": (str, False),
     "events": (dict, False),
+    "fresh_events": (dict, False),
 }
 FILE_FIELDS = {
     "name": (str, True),
@@ -159,9 +160,10 @@ def _check_dataset(where: str, entry: object) -> None:
     _check_fields(where, entry, DATASET_FIELDS)
     if not entry["file"]:
         raise _refusal(where, "at least one file", "none")
-    events = entry.get("events", {})
-    if events and (tuple(events) != PROFILES or not all(_is_count(n) for n in events.values())):
-        raise _refusal(where, f"events for {', '.join(PROFILES)}", str(events))
+    for field in ("events", "fresh_events"):
+        events = entry.get(field, {})
+        if events and (tuple(events) != PROFILES or not all(_is_count(n) for n in events.values())):
+            raise _refusal(where, f"{field} for {', '.join(PROFILES)}", str(events))
 
 
 def _check_file(where: str, file: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.catalog import PROFILES, dataset
+from data.catalog import PROFILES, dataset, official_paths
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.event_tables import build_store, open_store
@@ -26,6 +26,7 @@ SOURCE_WORDS = {
     "standin": "simulated stand-in events",
     "file": "events of the given files",
 }
+FRESH_SEED = 20250304  # of the stand-in events that no training sees
 STORE_VERSION = 1  # raise it when the stores' layout or the treatment of their values changes
 LOW_LEVEL = 21  # of the 28 HIGGS features: measured momenta and b-tags; the others are masses
 
@@ -81,13 +82,16 @@ def load_electron_photon(
     profile: str = "quick",
     path: str | Path | Sequence[str | Path] | None = None,
     require_both_classes: bool = True,
+    fresh: bool = False,
 ) -> EventDataset:
     """Electrons (label 1) and photons (label 0) as (2, 32, 32) images: energy / 50 GeV and time.
 
     ``source``: "official", "standin" (simulated now if missing) or "auto", the official files if
     they are on disk and the stand-in otherwise. ``profile`` limits the number of events. ``path``
     reads all events of other files with the official schema instead: one file or several (a list,
-    or one string with commas), each of one class or of both.
+    or one string with commas), each of one class or of both. ``fresh``: stand-in events that no
+    training of common_task1 has seen (simulated with another seed); of the official files there are
+    no others, their user takes the test part of the split.
 
     The events come in the order of the files, class after class: split them with
     ``e2e_utils.splits``, which shuffles. Raises InputError for unusable files and, unless
@@ -95,9 +99,8 @@ def load_electron_photon(
     """
     catalog = dataset("electron_photon")
     if path is None:
-        source, files, n_events = _training_files(
-            catalog, source, profile, _simulate_electron_photon
-        )
+        simulate = _simulate_fresh_electron_photon if fresh else _simulate_electron_photon
+        source, files, n_events = _catalog_files(catalog, source, profile, simulate)
         limit = n_events // 2
         labels = [entry["label"] for entry in catalog["file"]]
     else:
@@ -149,7 +152,7 @@ def load_higgs(
     """
     catalog = dataset("higgs")
     if path is None:
-        source, files, limit = _training_files(catalog, source, profile, _simulate_higgs)
+        source, files, limit = _catalog_files(catalog, source, profile, _simulate_higgs)
     else:
         source, files, limit = "file", _as_paths(path), None
     _, *feature_names = catalog["file"][0]["keys"]
@@ -172,16 +175,57 @@ def load_higgs(
     return HiggsDataset(features, tuple(feature_names), y, source, fingerprint, description, names)
 
 
+def two_photon_file(
+    source: str = "auto", profile: str = "quick", path: str | Path | None = None
+) -> tuple[Path, str]:
+    """ROOT file with events of two photons, and its source: "official", "standin" or "file".
+
+    ``source`` and ``profile`` as in `load_electron_photon`; ``path`` names another file. Raises
+    InputError where the file is missing.
+    """
+    _check_choice("source", source, SOURCES)
+    _check_choice("profile", profile, PROFILES)
+    (official,) = official_paths("cmssw_double_photon")
+    if path is not None:
+        file, found = Path(path).expanduser(), "file"
+        if not file.is_file():
+            raise InputError(f"{file}: expected a ROOT file, found none; check DATA=...")
+    elif source == "official" or (source == "auto" and official.is_file()):
+        file, found = official, "official"
+        _check_official(official)
+    else:
+        from data.simulate.two_photons import generate
+
+        n_events = dataset("cmssw_double_photon")["events"][profile]
+        file, found = generate(n_events, paths.STANDIN), "standin"
+    print(f"Data: {SOURCE_WORDS[found]} ({file.name})")
+    return file, found
+
+
+def _prepare_cmssw_inference(source: str, profile: str) -> str:
+    images = load_electron_photon(source, profile, fresh=True).description
+    file, found = two_photon_file(source, profile)
+    return f"{images}; {SOURCE_WORDS[found]} ({file.name})"
+
+
+# What `make score` reads an independent sample with.
 LOADERS: dict[str, Callable[..., EventDataset | HiggsDataset]] = {
     "common_task1": load_electron_photon,
     "task2a_higgs_transformer": load_higgs,
+}
+# What `make data` does: (source, profile) -> one line that says which events are there.
+PREPARATIONS: dict[str, Callable[[str, str], str]] = {
+    "common_task1": lambda source, profile: load_electron_photon(source, profile).description,
+    "task2a_higgs_transformer": lambda source, profile: load_higgs(source, profile).description,
+    "task2f_cmssw_inference": _prepare_cmssw_inference,
 }
 
 
 def prepare(task: str, profile: str, source: str) -> str:
     """Make sure that a task's events are on disk (download, simulate, cache); one-line report."""
-    if task not in LOADERS:
-        raise InputError(f"{task}: expected a task with a loader, found none; known: {[*LOADERS]}")
+    if task not in PREPARATIONS:
+        known = ", ".join(PREPARATIONS)
+        raise InputError(f"{task}: expected a task with a loader, found none; known: {known}")
     if source == "official":
         from data.catalog import select
         from data.download import fetch_all
@@ -191,38 +235,58 @@ def prepare(task: str, profile: str, source: str) -> str:
                 f"{task}: expected every official file, found some missing (see above); try again, "
                 "or use DATA_SOURCE=standin"
             )
-    return LOADERS[task](source, profile).description
+    return PREPARATIONS[task](source, profile)
 
 
-def _training_files(
-    catalog: dict, source: str, profile: str, simulate: Callable[[int], Sequence[Path]]
+def _catalog_files(
+    catalog: dict,
+    source: str,
+    profile: str,
+    simulate: Callable[[dict, str], tuple[Sequence[Path], int]],
 ) -> tuple[str, list[Path], int]:
-    """Which source it is, its files, and how many events the profile takes of them together."""
+    """Which source it is, its files, and how many events the profile takes of them together.
+
+    ``simulate`` makes the stand-in files: (catalog entry, profile) -> files.
+    """
     _check_choice("source", source, SOURCES)
     _check_choice("profile", profile, PROFILES)
-    n_events = catalog["events"][profile]
     official = [paths.OFFICIAL / entry["name"] for entry in catalog["file"]]
     missing = [file for file in official if not file.is_file()]
     if source == "official" and missing:
-        raise InputError(
-            f"{missing[0]}: expected the official file, found none; fetch it with "
-            "`make data DATA_SOURCE=official`"
-        )
+        _check_official(missing[0])
     if source == "standin" or missing:
-        return "standin", [Path(file) for file in simulate(n_events)], n_events
-    return "official", official, n_events
+        files, n_events = simulate(catalog, profile)
+        return "standin", [Path(file) for file in files], n_events
+    return "official", official, catalog["events"][profile]
 
 
-def _simulate_electron_photon(n_events: int) -> Sequence[Path]:
+def _simulate_electron_photon(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
     from data.simulate.egamma import generate
 
-    return generate(n_events, paths.STANDIN)
+    n_events = catalog["events"][profile]
+    return generate(n_events, paths.STANDIN), n_events
 
 
-def _simulate_higgs(n_events: int) -> Sequence[Path]:
+def _simulate_fresh_electron_photon(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
+    from data.simulate.egamma import generate
+
+    n_events = catalog["fresh_events"][profile]
+    return generate(n_events, paths.STANDIN / "fresh", seed=FRESH_SEED), n_events
+
+
+def _simulate_higgs(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
     from data.simulate.higgs import generate
 
-    return [generate(n_events, paths.STANDIN)]
+    n_events = catalog["events"][profile]
+    return [generate(n_events, paths.STANDIN)], n_events
+
+
+def _check_official(file: Path) -> None:
+    if not file.is_file():
+        raise InputError(
+            f"{file}: expected the official file, found none; fetch it with "
+            "`make data DATA_SOURCE=official`"
+        )
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ DISPLAY_ID = "results"
 COLUMN_NAMES = {
     "roc_auc": "ROC-AUC",
     "accuracy": "accuracy",
+    "milliseconds_per_event": "ms per event",
     "background_rejection_50": "background rejection at 50 % efficiency",
     "background_rejection_80": "background rejection at 80 % efficiency",
     "expected_calibration_error": "calibration error",
@@ -56,6 +57,7 @@ def load_definitions(task: str) -> ModuleType:
     tree.body = [node for node in tree.body if _is_definition(node)]
     module = ModuleType(task, ast.get_docstring(tree))
     module.__file__, module.__source__ = str(path), source
+    module.__path__ = [str(path.parent)]  # a script may import from its own folder
     sys.modules[task] = module
     try:
         exec(compile(tree, str(path), "exec"), module.__dict__)

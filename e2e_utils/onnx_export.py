@@ -37,6 +37,9 @@ def export_onnx(
     try:
         with atomic_path(path) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of the tracing exporter itself
+            # Opset 10: squeezing an axis of unknown length (ours are known), slices not folded.
+            warnings.filterwarnings("ignore", "This model contains a squeeze operation")
+            warnings.filterwarnings("ignore", "Constant folding")
             torch.onnx.export(
                 model,
                 example if isinstance(example, tuple) else (example,),

@@ -1,4 +1,4 @@
-"""The definitions of the notebook of common task 1: networks, loss, augmentation, loop, features."""
+"""The notebook of common task 1: networks, loss, augmentation, loop, features."""
 
 from dataclasses import replace
 from types import SimpleNamespace

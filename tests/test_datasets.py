@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from e2e_utils import datasets, paths
-from e2e_utils.datasets import load_electron_photon, prepare
+from e2e_utils.datasets import load_electron_photon, prepare, two_photon_file
 from e2e_utils.errors import InputError
 
 OFFICIAL_NAMES = (
@@ -70,6 +70,46 @@ def test_stand_in_when_official_files_are_missing(data_folder, write_events, mon
     assert asked == [(2000, paths.STANDIN)]
     assert np.bincount(events.y).tolist() == [1000, 1000]
     assert "stand-in" in prepare("common_task1", "smoke", "standin")
+
+
+def test_fresh_stand_ins_share_no_event_with_the_training_ones(data_folder, monkeypatch) -> None:
+    catalog = datasets.dataset("electron_photon")
+    few = dict.fromkeys(catalog["events"], 40)
+    changed = {**catalog, "events": few, "fresh_events": few}
+    monkeypatch.setattr(datasets, "dataset", lambda _: changed)
+    seen = load_electron_photon("standin", "smoke")
+    fresh = load_electron_photon("standin", "smoke", fresh=True)
+    assert fresh.source == seen.source == "standin"
+    assert fresh.fingerprint != seen.fingerprint
+    rows = np.arange(40)
+    a = seen.images.dense(rows).numpy().reshape(40, -1)
+    b = fresh.images.dense(rows).numpy().reshape(40, -1)
+    assert len(np.unique(np.concatenate([a, b]), axis=0)) == 80
+
+
+def test_fresh_official_events_are_the_official_events(official) -> None:
+    seen, fresh = (load_electron_photon("official", "quick", fresh=f) for f in (False, True))
+    assert fresh.fingerprint == seen.fingerprint
+
+
+def test_two_photon_file_follows_the_source(data_folder, monkeypatch, capsys) -> None:
+    def generate(n_events, directory):
+        return directory / f"n{n_events}.root"
+
+    module = SimpleNamespace(generate=generate)
+    monkeypatch.setitem(sys.modules, "data.simulate.two_photons", module)
+    assert two_photon_file("auto", "quick") == (paths.STANDIN / "n1000.root", "standin")
+    assert "stand-in" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"1000Ev.root: .*make data DATA_SOURCE=official"):
+        two_photon_file("official", "quick")
+    with pytest.raises(InputError, match=r"other.root: expected a ROOT file, found none"):
+        two_photon_file("auto", "quick", "other.root")
+    official = paths.OFFICIAL / "SIM_DoubleGammaPt50_Pythia8_1000Ev.root"
+    official.parent.mkdir(parents=True, exist_ok=True)
+    official.write_bytes(b"")
+    assert two_photon_file("auto", "quick") == (official, "official")
+    assert two_photon_file("standin", "quick")[1] == "standin"
+    assert two_photon_file("auto", "quick", official) == (official, "file")
 
 
 def test_missing_official_files_say_what_to_do(data_folder) -> None:

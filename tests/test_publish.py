@@ -55,7 +55,7 @@ def test_incomplete_runs_are_refused(project: Path) -> None:
         publish(TASK, "quick")
     finished_run("quick")
     (run / f"{TASK}.onnx").unlink()
-    with pytest.raises(InputError, match="weights are not those"):
+    with pytest.raises(InputError, match="products are not those"):
         publish(TASK, "quick")
     assert not (project / "weights").exists()
 

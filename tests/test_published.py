@@ -9,12 +9,15 @@ import pandas as pd
 import pytest
 
 from e2e_utils.metrics import bootstrap_interval, roc_auc
+from e2e_utils.notebook import load_definitions
+from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import ROOT, WEIGHTS
 from tools.score import score
 
 SAMPLES = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
 SAMPLE = SAMPLES / "egamma_real_100.npz"
 MODEL = WEIGHTS / "common_task1" / "energy_only.onnx"
+CMSSW_MODEL = WEIGHTS / "task2f_cmssw_inference" / "task2f_cmssw_inference.onnx"
 
 
 @pytest.mark.skipif(not SAMPLE.is_file(), reason="no sample of real images here")
@@ -30,3 +33,16 @@ def test_network_trained_on_stand_ins_orders_real_images(tmp_path: Path) -> None
         roc_auc, predictions.label.to_numpy(), predictions.probability.to_numpy()
     )
     assert interval.low > 0.5  # 0.5 would mean that the simulation has nothing to do with reality
+
+
+@pytest.mark.skipif(not CMSSW_MODEL.is_file(), reason="nothing published yet")
+def test_the_model_for_cmssw_keeps_its_contract() -> None:
+    task = load_definitions("task2f_cmssw_inference")
+    model = task.check_model(CMSSW_MODEL)  # names, shapes, opset 10, IR 5
+    card = {entry.key: entry.value for entry in model.metadata_props}
+    assert card["data_source"] in ("official", "standin")
+    frames = np.zeros((3, 1, 32, 32), np.float32)
+    frames[0, 0, 15, 15] = 50.0  # an unconverted photon is narrow ...
+    frames[1, 0, 15, 10:21] = 5.0  # ... and an electron that radiated wide in phi
+    photon, electron, _ = open_session(CMSSW_MODEL).run(None, {"modelInput": frames})[0][:, 0]
+    assert 0 < photon < electron < 1

@@ -117,7 +117,7 @@ def test_a_run_and_its_repetition(folder: Path) -> None:
     assert run(TASK, "smoke") == "unchanged"
     assert stale_reason(folder, TASK, stamp["key"]) is None
     (folder / "model.onnx").write_bytes(b"others")
-    assert stale_reason(folder, TASK, stamp["key"]) == "weights are not those of the finished run"
+    assert stale_reason(folder, TASK, stamp["key"]) == "products are not those of the finished run"
 
 
 def test_a_failing_cell_keeps_the_last_good_run(folder: Path) -> None:
@@ -205,6 +205,16 @@ def test_the_key_covers_everything_that_results_depend_on(
     (tmp_path / "e2e_utils" / "metrics.py").write_text("")
     keys.append(run_key(TASK, "smoke", "auto"))
     (tmp_path / "data" / "simulate" / "jets.py").write_text("")
+    keys.append(run_key(TASK, "smoke", "auto"))
+    (tmp_path / TASK / "cmssw").mkdir()
+    (tmp_path / TASK / "cmssw" / "core.cc").write_text("int x;")
+    keys.append(run_key(TASK, "smoke", "auto"))
+    write_script(SCRIPT + 'OTHER = load_definitions("task_other")\n')
+    paths.script_path("task_other").parent.mkdir()
+    paths.script_path("task_other").write_text("")
+    keys.append(run_key(TASK, "smoke", "auto"))
+    (paths.WEIGHTS / "task_other").mkdir(parents=True)
+    (paths.WEIGHTS / "task_other" / "network.safetensors").write_text("weights")
     keys.append(run_key(TASK, "smoke", "auto"))
     sample = tmp_path / "sample.hdf5"
     sample.write_text("events")

@@ -1,4 +1,4 @@
-"""The definitions of the notebook of task 2a: objects, symmetries, masking, losses, networks, loop."""
+"""The notebook of task 2a: tokens, masking, losses, symmetries, training, export, fractions."""
 
 from dataclasses import replace
 from types import SimpleNamespace

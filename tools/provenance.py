@@ -22,7 +22,10 @@ PROFILES = ("smoke", "quick", "standard", "full")
 DATA_SOURCES = ("auto", "official", "standin")
 PACKAGES = ("torch", "numpy", "scikit-learn", "onnx", "onnxruntime", "accelerate", "h5py")
 # What a run writes into its folder beside the notebook and metrics.json.
-PRODUCT_PATTERNS = ("*.safetensors", "*.onnx")
+PRODUCT_PATTERNS = ("*.safetensors", "*.onnx", "*.csv")
+# Sources that a task folder may hold beside its script.
+SOURCE_SUFFIXES = (".py", ".cc", ".h", ".sh")
+LOADED_TASK = re.compile(r"""load_definitions\(["'](\w+)["']\)""")
 
 
 def check_task(task: str) -> str:
@@ -49,8 +52,18 @@ def hash_files(files: Iterable[Path]) -> str:
 
 
 def source_hash(task: str) -> str:
-    """16 hex digits over the percent script of a task."""
-    return hash_files([paths.script_path(task)])
+    """16 hex digits over the percent script of a task and every other source in its folder."""
+    folder = paths.script_path(task).parent
+    return hash_files(path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES)
+
+
+def upstream_state(task: str) -> list[object]:
+    """Sources and published weights of the tasks whose networks a script builds on."""
+    script = paths.script_path(task).read_text(encoding="utf-8")
+    return [
+        [other, source_hash(other), product_hashes(paths.WEIGHTS / other)]
+        for other in sorted(set(LOADED_TASK.findall(script)))
+    ]
 
 
 def data_files(data: str | None) -> list[Path]:
@@ -97,6 +110,7 @@ def run_key(task: str, profile: str, data_source: str, data: str | None = None) 
         data_state(task, data_source, data),
         source_hash(task),
         hash_files((paths.ROOT / "e2e_utils").glob("*.py")),
+        json.dumps(upstream_state(task)),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -111,7 +125,7 @@ def read_json(path: Path) -> dict:
 
 
 def product_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weights file in a run's folder."""
+    """SHA-256 of every product in a run's folder."""
     files = sorted(path for pattern in PRODUCT_PATTERNS for path in folder.glob(pattern))
     return {path.name: sha256(path) for path in files}
 
@@ -132,7 +146,7 @@ def stale_reason(folder: Path, task: str, key: str | None = None) -> str | None:
     if key is not None and notebook.get("key") != key:
         return "sources, data or parameters have changed"
     if metrics.get("products") != product_hashes(folder):
-        return "weights are not those of the finished run"
+        return "products are not those of the finished run"
     return None
 
 

@@ -21,6 +21,7 @@ LOWER_IS_BETTER = {
     "c2st_auc_high",
     "c2st_auc_low",
     "expected_calibration_error",
+    "milliseconds_per_event",
 }
 SOURCES = {
     "official": "official",

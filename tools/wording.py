@@ -9,6 +9,7 @@ LABELS = {
     "fpd": "FPD",
     "kpd": "KPD",
     "expected_calibration_error": "calibration error",
+    "milliseconds_per_event": "inference time [ms/event]",
     "background_rejection_50": "background rejection at 50 % signal efficiency",
     "background_rejection_80": "background rejection at 80 % signal efficiency",
 }
