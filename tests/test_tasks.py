@@ -49,7 +49,7 @@ def test_task_runs_from_data_to_pdf_and_is_then_left_alone(task, tmp_path):
     assert (products / f"{task}.pdf").read_bytes().startswith(b"%PDF")
     onnx.checker.check_model(onnx.load(products / f"{task}.onnx"))
     weights = list(products.glob("*.safetensors"))
-    assert weights
+    assert weights or not metrics["data"]["train"]  # a task that trains nothing has no own weights
     for path in weights:
         with safe_open(path, framework="pt") as file:
             assert file.metadata()["task"] == task
