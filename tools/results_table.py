@@ -38,7 +38,8 @@ def published_metrics() -> dict[str, dict]:
     """Task -> validated metrics of every published run, in the order of the tasks."""
     from e2e_utils.evaluation import load_metrics
 
-    files = sorted(paths.WEIGHTS.glob("*/metrics.json"))
+    # [!.]: while a run is published, the previous one waits in a hidden folder
+    files = sorted(paths.WEIGHTS.glob("[!.]*/metrics.json"))
     return {file.parent.name: load_metrics(file) for file in files}
 
 
