@@ -502,14 +502,11 @@ display(pd.DataFrame(rows).T)
 def cost(better: str, worse: str) -> str:
     """A paired difference of AUC in words."""
     d = differences[better, worse]
-    size = f"{abs(d.difference):.4f} [{d.low:+.4f}, {d.high:+.4f}]"
     if d.low > 0:
-        return f"costs {size}"
-    return (
-        f"costs nothing; it gains {size}"
-        if d.high < 0
-        else f"changes nothing significantly, {size}"
-    )
+        return f"costs {d.difference:.4f} [{d.low:.4f}, {d.high:.4f}]"
+    if d.high < 0:
+        return f"costs nothing, it gains {-d.difference:.4f} [{-d.high:.4f}, {-d.low:.4f}]"
+    return f"makes no significant difference, {-d.difference:+.4f} [{-d.high:+.4f}, {-d.low:+.4f}]"
 
 
 trap = {
