@@ -30,7 +30,8 @@ SOURCES = {
 }
 INTERVAL_NOTE = (
     "Brackets: 95 % bootstrap interval over test events; ±: standard deviation between trainings "
-    "with different seeds."
+    "with different seeds. Intervals of times hold within one run; another run on the same machine "
+    "can differ by more."
 )
 
 
