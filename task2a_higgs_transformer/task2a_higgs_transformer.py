@@ -115,8 +115,9 @@ class Config:
     pretraining: Schedule
     labels: dict[int, Schedule]  # labelled events (0: all training events) -> schedule
     seeds: dict[int, int]  # labelled events -> trainings with different labels and weights
-    tuned: tuple[int, ...]  # where learning rates are chosen; other fractions take the last
-    rates: int = 3  # how many of them are tried
+    tuned: dict[
+        int, int
+    ]  # labelled events -> learning rates tried there; other counts take the last
     ablation: dict[str, Schedule] = field(default_factory=dict)  # "pretraining", "training"
     ablation_events: int = 0
     ablation_labels: int = 0
@@ -129,28 +130,30 @@ CONFIGS = {
     "smoke": Config(
         pretraining=Schedule(2, 128, rounds=2, augment=True),
         labels={200: Schedule(2, 64, rounds=2), 0: Schedule(1, 128)},
-        seeds={200: 2, 0: 1}, tuned=(200,), ablation_events=256, ablation_labels=128,
+        seeds={200: 2, 0: 1}, tuned={200: 3}, ablation_events=256, ablation_labels=128,
         ablation={"pretraining": Schedule(1, 64, augment=True), "training": Schedule(1, 64)},
         folds=Schedule(1, 256),
     ),
     "quick": Config(
         pretraining=Schedule(8, 256, 3e-3, augment=True),
         labels={1_000: Schedule(30, 128), 0: Schedule(5, 128)},
-        seeds={1_000: 2, 0: 1}, tuned=(0,), rates=2, folds=Schedule(4, 128),
+        seeds={1_000: 2, 0: 1}, tuned={0: 2}, folds=Schedule(4, 128),
     ),
     "standard": Config(
         pretraining=Schedule(12, 512, 3e-3, augment=True),
         labels={1_000: Schedule(50, 64), 10_000: Schedule(20, 128),
-                100_000: Schedule(8, 256), 0: Schedule(5, 256)},
-        seeds={1_000: 3, 10_000: 3, 100_000: 3, 0: 3}, tuned=(1_000, 10_000),
+                100_000: Schedule(6, 256), 0: Schedule(5, 256)},
+        seeds={1_000: 3, 10_000: 3, 100_000: 3, 0: 3},
+        tuned={1_000: 3, 10_000: 3, 100_000: 2},
         ablation={"pretraining": Schedule(6, 256, 3e-3, augment=True), "training": Schedule(5, 256)},
-        ablation_events=50_000, ablation_labels=5_000,
+        ablation_events=30_000, ablation_labels=5_000,
     ),
     "full": Config(
         pretraining=Schedule(60, 2048, 3e-3, augment=True),
         labels={1_000: Schedule(60, 64), 10_000: Schedule(30, 256),
                 100_000: Schedule(20, 512), 0: Schedule(30, 1024)},
-        seeds={1_000: 5, 10_000: 5, 100_000: 3, 0: 3}, tuned=(1_000, 10_000, 100_000),
+        seeds={1_000: 5, 10_000: 5, 100_000: 3, 0: 3},
+        tuned={1_000: 3, 10_000: 3, 100_000: 3, 0: 2},
         ablation={"pretraining": Schedule(15, 512, 3e-3, augment=True), "training": Schedule(10, 512)},
         ablation_events=100_000, ablation_labels=10_000, choice_events=50_000,
     ),
@@ -255,21 +258,49 @@ print(f"objects {tuple(objects.shape)}, {objects.nbytes / 1e6:.0f} MB on {DEVICE
 # $$m_{ij}^2 = 2\,p_{T,i}\,p_{T,j}\left(\cosh\Delta\eta_{ij}-\cos\Delta\varphi_{ij}\right),\qquad
 # \Delta R_{ij}=\sqrt{\Delta\eta_{ij}^2+\Delta\varphi_{ij}^2}.$$
 # Nobody measures the neutrino's $\eta$. A pair with the missing energy therefore gets the *transverse* mass
-# ($\Delta\eta=0$). For massless objects the mass of any larger group is the sum over its pairs,
-# $m_{ijk}^2=m_{ij}^2+m_{ik}^2+m_{jk}^2$: the pairs hold everything that the high-level features are made of, except for
-# the assignment of jets and the neutrino's $p_z$.
+# ($\Delta\eta=0$), and in addition the mass with the neutrino's $p_z$ that makes lepton and neutrino a $W$ boson,
+# $$p_z^\nu=\frac{a\,p_z^\ell\pm E^\ell\sqrt{a^2-(p_T^\ell p_T^\nu)^2}}{(p_T^\ell)^2},\qquad
+# a=\tfrac12 m_W^2+\vec p_T^{\,\ell}\cdot\vec p_T^{\,\nu},$$
+# the smaller of the two solutions, or, where there is none, the $p_z$ that comes nearest. For massless objects the mass
+# of any larger group is the sum over its pairs, $m_{ijk}^2=m_{ij}^2+m_{ik}^2+m_{jk}^2$: the pairs hold everything that the
+# high-level features are made of, except for the assignment of jets.
 
 # %%
 FIRST, SECOND = (
     tuple(index.tolist()) for index in np.triu_indices(6, 1)
 )  # the 15 pairs of objects
 WITH_MISSING = torch.tensor([1 in pair for pair in zip(FIRST, SECOND, strict=True)])
+W_MASS = 80.4  # GeV
 
 
-def pair_quantities(o: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Objects (B, 6, 4) -> masses [GeV] and distances Delta-R of the 15 pairs, (B, 15) each."""
+def neutrino_eta(o: torch.Tensor) -> torch.Tensor:
+    """Objects (B, 6, 4) -> eta (B,) of the neutrino for which lepton and neutrino have the mass of the W."""
+    (pt_l, eta_l, phi_l), (pt_v, _, phi_v) = (o[:, i, :TAG].unbind(-1) for i in (0, 1))
+    # Everything in units of the two transverse momenta: tanh(eta) and the rest stay of order one.
+    a = W_MASS**2 / (2 * (pt_l * pt_v).clamp(min=1.0)) + (phi_l - phi_v).cos()
+    a = a.clamp(min=1)  # below, no p_z gives this mass: the nearest has eta of the lepton
+    root = (a.square() - 1).sqrt()
+    pz_l = (eta_l.exp() - (-eta_l).exp()) / 2  # sinh(eta), which this ONNX opset lacks
+    energy_l = (1 + pz_l.square()).sqrt()
+    # p_z / p_T of the solution that is smaller in size
+    slope = a * pz_l - torch.where(pz_l < 0, -1.0, 1.0) * energy_l * root
+    return (slope.abs() + (1 + slope.square()).sqrt()).log() * slope.sign()  # asinh
+
+
+def pair_quantities(
+    o: torch.Tensor, eta_v: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Objects (B, 6, 4) -> masses [GeV] and distances Delta-R of the 15 pairs, (B, 15) each.
+
+    Pairs with the missing energy: transverse masses, or masses with the neutrino's eta ``eta_v`` (B,).
+    """
+    eta = o[..., ETA]
+    if eta_v is not None:
+        eta = torch.cat([eta[:, :1], eta_v.unsqueeze(1), eta[:, 2:]], 1)
+    d_eta = eta[:, FIRST] - eta[:, SECOND]  # (B, 15)
+    if eta_v is None:
+        d_eta = d_eta * (1 - WITH_MISSING.to(o))
     a, b = o[:, FIRST], o[:, SECOND]  # (B, 15, 4)
-    d_eta = (a[..., ETA] - b[..., ETA]) * (1 - WITH_MISSING.to(o))
     d_phi = a[..., PHI] - b[..., PHI]
     d_phi = d_phi - 2 * np.pi * (d_phi / (2 * np.pi)).round()
     # cosh(x) - cos(y) = 2 sinh^2(x / 2) + 2 sin^2(y / 2), which keeps its digits for close pairs
@@ -348,7 +379,7 @@ def lepton_frame(o: torch.Tensor) -> torch.Tensor:
 # **Tokens.** One token an object, with its own linear map of $\ln p_T$, $\eta$, $\cos\varphi$, $\sin\varphi$ and, for jets, an
 # embedding of the $b$-tag level. A hidden feature is replaced by a learned vector that says "hidden" and nothing else.
 #
-# **Pairs.** $\ln m_{ij}$, $m_{ij}$ and $\Delta R_{ij}$ go through a small network whose first layer belongs to the pair
+# **Pairs.** $\ln m_{ij}$, $m_{ij}$, $\Delta R_{ij}$ and the mass with the solved neutrino go through a small network whose first layer belongs to the pair
 # (jets are ordered: jet 1 with jet 2 is not jet 3 with jet 4). It gives a bias $b_{ij}^{(h,\ell)}$ for every
 # attention head $h$ and layer $\ell$,
 # $$A_{ij}=\mathrm{softmax}_j\left(\frac{q_i\cdot k_j}{\sqrt{d_h}}+b_{ij}\right),$$
@@ -381,9 +412,11 @@ def token_values(o: torch.Tensor) -> torch.Tensor:
 
 
 def pair_values(o: torch.Tensor) -> torch.Tensor:
-    """Objects (B, 6, 4) -> ln m, m and Delta-R of the 15 pairs, of order one, (B, 15, 3)."""
+    """Objects (B, 6, 4) -> ln m, m, Delta-R and ln m with the neutrino, of order one, (B, 15, 4)."""
     mass, distance = pair_quantities(o)
-    return torch.stack([mass.log() - 4.5, mass.clamp(max=1000) / 150 - 1, distance - 2], -1)
+    solved = pair_quantities(o, neutrino_eta(o))[0].log() - 4.5
+    solved = solved * WITH_MISSING.to(o)  # the other pairs have no second mass
+    return torch.stack([mass.log() - 4.5, mass.clamp(max=1000) / 150 - 1, distance - 2, solved], -1)
 
 
 def per_object(count: int, inputs: int, outputs: int) -> nn.Parameter:
@@ -420,15 +453,16 @@ class ObjectEncoder(nn.Module):
 
     def __init__(
         self, width: int = 64, heads: int = 4, layers: int = 3,
-        pairs: tuple[str, ...] = ("bias", "tokens"), pair_width: int = 32,
+        pairs: tuple[str, ...] = ("bias", "tokens"), neutrino: bool = True, pair_width: int = 32,
     ) -> None:  # fmt: skip
         super().__init__()
         self.width, self.heads, self.layers, self.pairs = width, heads, layers, pairs
+        self.neutrino = neutrino  # masses with the solved p_z of the neutrino
         self.embed = per_object(6, 7, width)
         self.position = per_object(6, 1, width)  # which object it is
         self.unknown = per_object(6, 4, width)  # "this feature is hidden"
         if pairs:
-            self.pair_in = per_object(15, 4, pair_width)  # three values and "known"
+            self.pair_in = per_object(15, 5, pair_width)  # four values and "known"
             self.pair_norm = nn.LayerNorm(pair_width)
             self.pair_bias = nn.Linear(pair_width, layers * heads, bias=False)
             self.pair_token = nn.Linear(pair_width, width, bias=False)
@@ -457,10 +491,14 @@ class ObjectEncoder(nn.Module):
     def pair_features(self, o: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         """Features of the 15 pairs, (B, 15, pair_width); a pair with a hidden momentum says so only."""
         values = pair_values(o)
-        values = torch.cat([values, torch.ones_like(values[..., :1])], -1)  # (B, 15, 4)
+        values = torch.cat([values, torch.ones_like(values[..., :1])], -1)  # (B, 15, 5)
         if hidden is not None:
             lost = hidden[..., :TAG].any(-1)  # (B, 6)
-            values = values.masked_fill((lost[:, FIRST] | lost[:, SECOND]).unsqueeze(-1), 0.0)
+            lost = (lost[:, FIRST] | lost[:, SECOND]).unsqueeze(-1).expand(-1, -1, 5).clone()
+            lost[..., 3] |= hidden[:, 0, :TAG].any(-1, keepdim=True)  # solved with the lepton
+            values = values.masked_fill(lost, 0.0)
+        if not self.neutrino:
+            values = values * values.new_tensor((1, 1, 1, 0, 1))
         return silu(self.pair_norm(torch.einsum("bpf,pfd->bpd", values, self.pair_in)))
 
 
@@ -538,7 +576,7 @@ class PlainNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.frame, self.engineered = frame, engineered
-        inputs = int(GIVEN.sum()) + 45 if engineered else 21
+        inputs = int(GIVEN.sum()) + 60 if engineered else 21
         parameters = parameters or count_parameters(HiggsClassifier())
         half = (inputs + depth + 1) / 2  # (depth - 1) w^2 + (inputs + depth + 1) w = parameters
         width = round((np.sqrt(half**2 + (depth - 1) * parameters) - half) / (depth - 1))
@@ -733,7 +771,7 @@ def train(
     world, started = accelerator.num_processes, time.monotonic()
     steps = max(1, len(rows) // (schedule.batch_size * world))
     optimizer = torch.optim.AdamW(
-        model.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay
+        model.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.learning_rate, total_steps=schedule.epochs * steps, pct_start=0.15
@@ -901,13 +939,13 @@ def rate_jobs(arm: str, choices: tuple[dict, ...] = ({},)) -> list[Job]:
     """Trainings with seed 0 that choose the learning rate (and options) of an arm."""
     return [
         Job(arm, count, 0, replace(CONFIG.labels[count], learning_rate=rate), tuple(options.items()))
-        for count in CONFIG.tuned for rate in RATES[arm][: CONFIG.rates] for options in choices
+        for count, rates in CONFIG.tuned.items() for rate in RATES[arm][:rates] for options in choices
     ]  # fmt: skip
 
 
 def chosen(trained: dict[Job, tuple], arm: str, count: int) -> Job:
     """The best of an arm's tuning jobs for a number of labels (where it was not tuned: the last that was)."""
-    tuned_at = count if count in CONFIG.tuned else CONFIG.tuned[-1]
+    tuned_at = count if count in CONFIG.tuned else list(CONFIG.tuned)[-1]
     jobs = [job for job in trained if job.arm == arm and job.count == tuned_at]
     return max(jobs, key=lambda job: trained[job][0].quality.max())
 
@@ -948,107 +986,85 @@ plt.show()
 
 
 # %% [markdown]
-# **Does it reconstruct?** One object at a time is hidden completely and predicted from the other five. The trivial
-# predictions are the median $p_T$, $\eta=0$, the most frequent $b$-tag, and for $\varphi$ the direction opposite to
-# the vector sum of everything visible, which momentum conservation suggests. Information is the mean log-likelihood
-# above that of the feature's own distribution over all events (for $\varphi$ the uniform one): zero would mean that the
-# other objects say nothing.
+# **Does it reconstruct?** One object at a time is hidden completely and predicted from the other five. *Information* is
+# the mean log-likelihood of a feature above that under its own distribution over all events (for $\varphi$ the uniform
+# one): zero would mean that the other objects say nothing. In the figure, directions are compared with the one opposite
+# to the vector sum of everything visible, which momentum conservation suggests.
 
 
 # %%
 @torch.no_grad()
 def reconstructed(rows: np.ndarray, which: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Objects, mixture of the hidden object (B, K, 10), and ln density of its features (B, 4)."""
+    """Objects (B, 6, 4), mixture of the hidden object (B, K, 10), ln density of its features (B, 4)."""
     o = objects[rows]
-    hidden = (
-        torch.zeros(len(o), 6, 4, dtype=torch.bool).index_fill(1, torch.tensor(which), True)
-        & PRESENT
-    ).to(o.device)
-    mixture = autoencoder.eval()(o, hidden)
+    hidden = torch.zeros(len(o), 6, 4, dtype=torch.bool)
+    hidden[:, which] = PRESENT[which]
+    mixture = autoencoder.eval()(o, hidden.to(o.device))
     weight = mixture[..., 0].log_softmax(-1).unsqueeze(-1)
     single = (weight + feature_log_densities(mixture, o)).logsumexp(2)  # (B, 6, 4), each on its own
     return o.cpu(), mixture[:, which].cpu(), single[:, which].cpu()
 
 
-def point_prediction(mixture: torch.Tensor, which: int) -> dict[str, np.ndarray]:
-    """Medians, directions and levels of a hidden object from its mixture (B, K, 10)."""
+def point_prediction(mixture: torch.Tensor, which: int) -> tuple[np.ndarray, np.ndarray]:
+    """p_T [GeV] and phi of a hidden object from its mixture (B, K, 10): mean of ln p_T, mean direction."""
     weight = mixture[..., 0].softmax(-1)
     a, b = mixture[..., 5], mixture[..., 6]
     kappa = (a.square() + b.square()).sqrt().clamp(min=1e-6)
-    length = torch.special.i1e(kappa) / torch.special.i0e(kappa) / kappa * weight  # mean direction
+    length = torch.special.i1e(kappa) / torch.special.i0e(kappa) / kappa * weight
     phi = torch.atan2((b * length).sum(-1), (a * length).sum(-1))
-    tag = (mixture[..., 7:].softmax(-1) * weight.unsqueeze(-1)).sum(1).argmax(-1)
-    pt = GEV[which] * ((mixture[..., 1] * weight).sum(-1) / 2).exp()
-    eta = (mixture[..., 3] * weight).sum(-1)
-    return {"pt": pt.numpy(), "eta": eta.numpy(), "phi": phi.numpy(), "tag": tag.numpy()}
+    return (GEV[which] * ((mixture[..., 1] * weight).sum(-1) / 2).exp()).numpy(), phi.numpy()
 
 
-def marginal_entropy(values: np.ndarray, bins: int = 40) -> float:
+def trivial_log_density(values: np.ndarray, bins: int = 40) -> float:
     """Mean log-density of a sample under its own histogram."""
-    counts, edges = np.histogram(
-        values, np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
-    )
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
+    counts, edges = np.histogram(values, edges)
     return float(np.average(np.log(counts / counts.sum() / np.diff(edges)), weights=counts))
 
 
+def recoil_direction(o: torch.Tensor, which: int) -> np.ndarray:
+    """phi (B,) opposite to the vector sum of the other objects of (B, 6, 4)."""
+    others = o[:, [i for i in range(6) if i != which]]
+    x, y = ((others[..., PT] * f(others[..., PHI])).sum(1) for f in (torch.cos, torch.sin))
+    return torch.atan2(-y, -x).numpy()
+
+
 # %%
-shown_rows = choice_rows[:5000]
-predictions, information = {}, {}
+hidden_objects, information = {}, {}
 for which, name in enumerate(OBJECTS):
-    o, mixture, single = reconstructed(shown_rows, which)
-    guess, true = point_prediction(mixture, which), o[:, which].numpy()
-    visible = [i for i in range(6) if i != which]
-    recoil = np.arctan2(
-        *(
-            -(o[:, visible, PT] * f(o[:, visible, PHI])).sum(1).numpy()
-            for f in (torch.sin, torch.cos)
-        )
-    )
-    angle = {
-        k: np.abs(np.angle(np.exp(1j * (v - true[:, PHI]))))
-        for k, v in (("net", guess["phi"]), ("recoil", recoil))
+    o, mixture, single = reconstructed(choice_rows[:5000], which)
+    true, found = o[:, which].numpy(), single.mean(0).numpy()
+    log_pt = 2 * np.log(true[:, PT] / float(GEV[which]))
+    gain = {
+        "p_T": found[PT] - trivial_log_density(log_pt),
+        "phi": found[PHI] + np.log(2 * np.pi),
     }
-    gain = {"p_T": single[:, PT].mean() - marginal_entropy(2 * np.log(true[:, PT] / float(GEV[which]))),
-            "phi": single[:, PHI].mean() + np.log(2 * np.pi)}  # fmt: skip
-    row = {
-        "median |p_T error| [GeV]": (np.median(np.abs(guess["pt"] - true[:, PT])), np.median(np.abs(np.median(true[:, PT]) - true[:, PT]))),
-        "median |phi error| [rad]": (np.median(angle["net"]), np.median(angle["recoil"])),
-    }  # fmt: skip
     if PRESENT[which, ETA]:
-        gain["eta"] = single[:, ETA].mean() - marginal_entropy(true[:, ETA])
-        row["median |eta error|"] = (
-            np.median(np.abs(guess["eta"] - true[:, ETA])),
-            np.median(np.abs(true[:, ETA])),
-        )
+        gain["eta"] = found[ETA] - trivial_log_density(true[:, ETA])
     if PRESENT[which, TAG]:
         share = np.bincount(true[:, TAG].astype(int), minlength=3) / len(true)
-        gain["b-tag"] = single[:, TAG].mean() - (share[share > 0] * np.log(share[share > 0])).sum()
-        row["b-tag accuracy"] = (np.mean(guess["tag"] == true[:, TAG]), share.max())
-    predictions[name] = (true, guess, angle)
+        gain["b-tag"] = found[TAG] - (share[share > 0] * np.log(share[share > 0])).sum()
     information[name] = {k: f"{float(v):+.3f}" for k, v in gain.items()}
-    information[name] |= {k: f"{a:.2f} ({b:.2f})" for k, (a, b) in row.items()}
-display(Markdown(
-    "Information [nats] on each feature of a hidden object, and errors of the point prediction (in brackets: trivial)."
-))  # fmt: skip
+    pt, phi = point_prediction(mixture, which)
+    hidden_objects[name] = (true, pt, {"network": phi, "recoil": recoil_direction(o, which)})
+display(Markdown("Information [nats] of the other five objects on each feature of a hidden one:"))
 display(pd.DataFrame(information).T.fillna(""))
 
 # %%
 fig, axes = plt.subplots(1, 4, figsize=(11, 3.0))
-for axis, name in zip(axes[:2], ("jet 1", "missing energy"), strict=True):
-    true, guess, _ = predictions[name]
+for k, name in enumerate(("jet 1", "missing energy")):
+    true, pt, directions = hidden_objects[name]
     top = np.quantile(true[:, PT], 0.98)
-    axis.hist2d(true[:, PT], guess["pt"], bins=40, range=[[0, top]] * 2, cmap="viridis", cmin=1)
-    axis.plot([0, top], [0, top], color="grey", lw=0.8)
-    axis.set(xlabel="true $p_T$ [GeV]", ylabel="reconstructed [GeV]", title=f"{name} hidden")
-for axis, name in zip(axes[2:], ("jet 1", "missing energy"), strict=True):
-    for label, values in zip(("network", "recoil"), predictions[name][2].values(), strict=True):
-        axis.hist(
-            values, np.linspace(0, np.pi, 31), density=True, histtype="step", lw=1.6, label=label
-        )
-    axis.axhline(1 / np.pi, color="grey", lw=0.8, label="uniform")
-    axis.set(
-        xlabel="$|\\Delta\\varphi|$ to the truth [rad]", ylabel="density", title=f"{name} hidden"
-    )
+    axes[k].hist2d(true[:, PT], pt, bins=40, range=[[0, top]] * 2, cmap="viridis", cmin=1)
+    axes[k].plot([0, top], [0, top], color="grey", lw=0.8)
+    axes[k].set(xlabel="true $p_T$ [GeV]", ylabel="reconstructed [GeV]", title=f"{name} hidden")
+    bins = np.linspace(0, np.pi, 31)
+    for label, phi in directions.items():
+        off = np.abs(np.angle(np.exp(1j * (phi - true[:, PHI]))))
+        axes[2 + k].hist(off, bins, density=True, histtype="step", lw=1.6, label=label)
+    axes[2 + k].axhline(1 / np.pi, color="grey", lw=0.8, label="uniform")
+    axes[2 + k].set(xlabel="$|\\Delta\\varphi|$ to the truth [rad]", ylabel="density")
+    axes[2 + k].set_title(f"{name} hidden")
 axes[2].legend(fontsize=8)
 plt.show()
 
@@ -1091,7 +1107,7 @@ trained |= run_jobs(jobs, starts)
 ARMS = ("fine-tuned", "frozen", "scratch", "plain network")
 rows = []
 for arm in ARMS:
-    for count in CONFIG.tuned:
+    for count, rates in CONFIG.tuned.items():
         line = {"arm": arm, "labels": fraction_name(count)}
         best = chosen(trained, arm, count)
         tried = [
@@ -1099,7 +1115,7 @@ for arm in ARMS:
             for job in trained
             if job.arm == arm and job.count == count and job.seed == 0 and not job.note
         ]
-        for rate in RATES[arm][: CONFIG.rates]:
+        for rate in RATES[arm][:rates]:
             values = [
                 trained[job][0].quality.max() for job in tried if job.schedule.learning_rate == rate
             ]
@@ -1517,6 +1533,7 @@ if CONFIG.ablation_events:
     from_scratch = {
         "reference": ("scratch", {}, {}),
         "no pair features": ("scratch", {"pairs": ()}, {}),
+        "transverse masses only": ("scratch", {"neutrino": False}, {}),
         "pairs as attention bias only": ("scratch", {"pairs": ("bias",)}, {}),
         "pairs in the tokens only": ("scratch", {"pairs": ("tokens",)}, {}),
         "random symmetry operations, no frame": ("scratch", {"frame": False}, {"augment": True}),
