@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from e2e_utils import datasets, paths
-from e2e_utils.datasets import load_electron_photon, prepare, two_photon_file
+from data.catalog import dataset
+from e2e_utils import paths
+from e2e_utils.datasets import electron_photon, load_electron_photon, prepare, two_photon_file
 from e2e_utils.errors import InputError
 
 OFFICIAL_NAMES = (
@@ -24,9 +25,9 @@ def official(data_folder, write_events, monkeypatch):
     """Official files with 30 photons and 25 electrons, and a profile of 40 events."""
     for label, (name, n) in enumerate(zip(OFFICIAL_NAMES, (30, 25), strict=True)):
         write_events(name, np.full(n, label), seed=label).rename(paths.OFFICIAL / name)
-    catalog = datasets.dataset("electron_photon")
+    catalog = dataset("electron_photon")
     events = {"smoke": 40, "quick": 40, "standard": 60, "full": 498000}
-    monkeypatch.setattr(datasets, "dataset", lambda _: {**catalog, "events": events})
+    monkeypatch.setattr(electron_photon, "dataset", lambda _: {**catalog, "events": events})
     return [paths.OFFICIAL / name for name in OFFICIAL_NAMES]
 
 
@@ -48,13 +49,13 @@ def test_cache_is_built_once_and_follows_the_content(official, monkeypatch) -> N
     first = load_electron_photon("official", "quick")
     other = load_electron_photon("official", "standard")
     assert first.fingerprint != other.fingerprint
-    monkeypatch.setattr(datasets, "iter_images", None)  # reading again would fail
+    monkeypatch.setattr(electron_photon, "iter_images", None)  # reading again would fail
     again = load_electron_photon("official", "quick")
     assert again.fingerprint == first.fingerprint
     monkeypatch.undo()
     with h5py.File(official[0], "a") as file:
         file["X"][0, 0, 0, 0] += 1
-    assert datasets._fingerprint(official, [20, 20]) != first.fingerprint
+    assert electron_photon._fingerprint(official, [20, 20]) != first.fingerprint
 
 
 def test_stand_in_when_official_files_are_missing(data_folder, write_events, monkeypatch) -> None:
@@ -73,10 +74,10 @@ def test_stand_in_when_official_files_are_missing(data_folder, write_events, mon
 
 
 def test_fresh_stand_ins_share_no_event_with_the_training_ones(data_folder, monkeypatch) -> None:
-    catalog = datasets.dataset("electron_photon")
+    catalog = dataset("electron_photon")
     few = dict.fromkeys(catalog["events"], 40)
     changed = {**catalog, "events": few, "fresh_events": few}
-    monkeypatch.setattr(datasets, "dataset", lambda _: changed)
+    monkeypatch.setattr(electron_photon, "dataset", lambda _: changed)
     seen = load_electron_photon("standin", "smoke")
     fresh = load_electron_photon("standin", "smoke", fresh=True)
     assert fresh.source == seen.source == "standin"

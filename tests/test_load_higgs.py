@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from data import calibration_higgs
-from e2e_utils import datasets, event_tables, paths
-from e2e_utils.datasets import load_higgs, prepare
+from data.catalog import dataset as catalog_dataset
+from e2e_utils import event_tables, paths
+from e2e_utils.datasets import higgs, load_higgs, prepare
 from e2e_utils.errors import InputError
 
 TASK = "task2a_higgs_transformer"
@@ -121,9 +122,9 @@ def test_several_files_are_one_sample(write, events, data_folder) -> None:
 def test_official_file_is_read_up_to_the_limit_only(
     write, events, data_folder, monkeypatch, capsys
 ) -> None:
-    catalog = datasets.dataset("higgs")
+    catalog = catalog_dataset("higgs")
     sizes = {"smoke": 20, "quick": 40, "standard": 50, "full": 60}
-    monkeypatch.setattr(datasets, "dataset", lambda _: {**catalog, "events": sizes})
+    monkeypatch.setattr(higgs, "dataset", lambda _: {**catalog, "events": sizes})
     monkeypatch.setattr(event_tables, "BLOCK_BYTES", 1000)
     text = write("a.csv", events).read_bytes()
     # What follows row 60 is not a number and not even complete: nobody may look at it.

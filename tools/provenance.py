@@ -109,7 +109,7 @@ def run_key(task: str, profile: str, data_source: str, data: str | None = None) 
         profile,
         data_state(task, data_source, data),
         source_hash(task),
-        hash_files((paths.ROOT / "e2e_utils").glob("*.py")),
+        hash_files((paths.ROOT / "e2e_utils").rglob("*.py")),
         json.dumps(upstream_state(task)),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

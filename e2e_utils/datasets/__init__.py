@@ -1,0 +1,30 @@
+"""Events for the tasks: official files where they are on disk, else simulated stand-ins.
+
+One module a dataset. Every loader prints one line that says which events were loaded, and keeps
+them in a cache that is built once per set of source files: images as SparseImages or HDF5, tables
+as memory-mapped arrays.
+"""
+
+from e2e_utils.datasets.common import SOURCE_WORDS, SOURCES
+from e2e_utils.datasets.electron_photon import EventDataset, load_electron_photon
+from e2e_utils.datasets.higgs import HiggsDataset, load_higgs
+from e2e_utils.datasets.mnist import RotatedDigits, load_rotated_mnist
+from e2e_utils.datasets.tasks import LOADERS, PREPARATIONS, prepare
+from e2e_utils.datasets.two_photons import two_photon_file
+from e2e_utils.rotations import ANGLES
+
+__all__ = [
+    "ANGLES",
+    "LOADERS",
+    "PREPARATIONS",
+    "SOURCES",
+    "SOURCE_WORDS",
+    "EventDataset",
+    "HiggsDataset",
+    "RotatedDigits",
+    "load_electron_photon",
+    "load_higgs",
+    "load_rotated_mnist",
+    "prepare",
+    "two_photon_file",
+]

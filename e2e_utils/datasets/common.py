@@ -1,0 +1,83 @@
+"""What the loaders share: which source is taken, which files are read, what a dataset says."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from data.catalog import PROFILES
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+
+SOURCES = ("auto", "official", "standin")
+SOURCE_WORDS = {
+    "official": "official events",
+    "standin": "simulated stand-in events",
+    "file": "events of the given files",
+}
+STORE_VERSION = 1  # raise it when the stores' layout or the treatment of their values changes
+
+
+def catalog_files(
+    catalog: dict,
+    source: str,
+    profile: str,
+    simulate: Callable[[dict, str], tuple[Sequence[Path], int]],
+) -> tuple[str, list[Path], int]:
+    """Which source it is, its files, and how many events the profile takes of them together.
+
+    ``simulate`` makes the stand-in files: (catalog entry, profile) -> files, number of events.
+    """
+    check_choice("source", source, SOURCES)
+    check_choice("profile", profile, PROFILES)
+    official = [paths.OFFICIAL / entry["name"] for entry in catalog["file"]]
+    missing = [file for file in official if not file.is_file()]
+    if source == "official" and missing:
+        check_official(missing[0])
+    if source == "standin" or missing:
+        files, n_events = simulate(catalog, profile)
+        return "standin", [Path(file) for file in files], n_events
+    return "official", official, catalog["events"][profile]
+
+
+def check_official(file: Path) -> None:
+    """Raise InputError where an official file is missing."""
+    if not file.is_file():
+        raise InputError(
+            f"{file}: expected the official file, found none; fetch it with "
+            "`make data DATA_SOURCE=official`"
+        )
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise InputError for a ``value`` that is not among the known ones."""
+    if value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(known)}, found {value!r}; correct it")
+
+
+def as_paths(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files that a path, a list of paths or a string with commas names; InputError for none."""
+    if isinstance(path, str):
+        path = [part.strip() for part in path.split(",") if part.strip()]
+    elif isinstance(path, Path):
+        path = [path]
+    if not path:
+        raise InputError("DATA: expected one or more files, found none; name them")
+    return [Path(file).expanduser() for file in path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedDataset:
+    """Where events come from: what every dataset says of itself."""
+
+    source_words: ClassVar[dict[str, str]] = SOURCE_WORDS
+
+    source: str  # "official", "standin" or "file"
+    fingerprint: str  # 16 hex digits of the events' content
+    description: str  # one line
+    files: list[str]  # names, without folders
+
+    @property
+    def words(self) -> str:
+        """What the events are, for running text."""
+        return self.source_words[self.source]

@@ -1,0 +1,107 @@
+"""UCI's HIGGS events, as a memory-mapped table."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.catalog import dataset
+from e2e_utils import paths
+from e2e_utils.datasets.common import (
+    SOURCE_WORDS,
+    STORE_VERSION,
+    LoadedDataset,
+    as_paths,
+    catalog_files,
+)
+from e2e_utils.errors import InputError
+from e2e_utils.event_tables import build_store, open_store
+
+LOW_LEVEL = 21  # of the 28 HIGGS features: measured momenta and b-tags; the others are masses
+
+
+def load_higgs(
+    source: str = "auto",
+    profile: str = "quick",
+    path: str | Path | Sequence[str | Path] | None = None,
+    require_both_classes: bool = True,
+) -> "HiggsDataset":
+    """Signal (label 1) and top pairs (label 0) of UCI's HIGGS data, in the order of the file.
+
+    ``source`` and ``profile`` as for `load_electron_photon`; of the official file only the first
+    1,100,000 rows (fewer in smaller profiles) are read, once. ``path`` reads all events of other
+    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped. The
+    last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises InputError for
+    unusable files and, unless ``require_both_classes`` is false, for events of one class only.
+    """
+    catalog = dataset("higgs")
+    if path is None:
+        source, files, limit = catalog_files(catalog, source, profile, _simulate)
+    else:
+        source, files, limit = "file", as_paths(path), None
+    _, *feature_names = catalog["file"][0]["keys"]
+    folder = paths.CACHE / f"higgs_{_state(files, limit)}"
+    if not folder.is_dir():
+        build_store(files, len(feature_names), folder, limit)
+    features, y, fingerprint = open_store(folder)
+    names = [file.name for file in files]
+    if require_both_classes and len(np.unique(y)) < 2:
+        raise InputError(
+            f"{', '.join(map(str, files))}: expected signal (1) and background (0), found only "
+            f"label {y[0]}; give events of the other class too"
+        )
+    n_background, n_signal = np.bincount(y, minlength=2)
+    description = (
+        f"{n_signal:,} signal and {n_background:,} background events, {SOURCE_WORDS[source]} "
+        f"({', '.join(names)})"
+    )
+    print(f"Data: {description}")
+    return HiggsDataset(
+        features,
+        tuple(feature_names),
+        y,
+        source=source,
+        fingerprint=fingerprint,
+        description=description,
+        files=names,
+    )
+
+
+def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
+    from data.simulate.higgs import generate
+
+    n_events = catalog["events"][profile]
+    return [generate(n_events, paths.STANDIN)], n_events
+
+
+def _state(files: Sequence[Path], limit: int | None) -> str:
+    """16 hex digits of the files' places, sizes and times.
+
+    Of an official file of 2.8 GB a tenth is used: its full content is not read to name the cache.
+    """
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: expected a table of events, found no file; check the path")
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    content = json.dumps([STORE_VERSION, stats, limit])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class HiggsDataset(LoadedDataset):
+    """Labelled HIGGS events and where they come from."""
+
+    features: np.ndarray  # (N, 28) float32, memory-mapped, in UCI's units
+    feature_names: tuple[str, ...]  # 28
+    y: np.ndarray  # (N,) int64: 1 signal, 0 background
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def low_level(self) -> np.ndarray:
+        """The first 21 features (N, 21), a view: momenta, angles and b-tags, no masses."""
+        return self.features[:, :LOW_LEVEL]

@@ -1,0 +1,47 @@
+"""Which task needs which events: the tables that `make data` and `make score` go by."""
+
+from collections.abc import Callable
+
+from e2e_utils.datasets.common import SOURCE_WORDS
+from e2e_utils.datasets.electron_photon import EventDataset, load_electron_photon
+from e2e_utils.datasets.higgs import HiggsDataset, load_higgs
+from e2e_utils.datasets.mnist import load_rotated_mnist
+from e2e_utils.datasets.two_photons import two_photon_file
+from e2e_utils.errors import InputError
+
+
+def prepare(task: str, profile: str, source: str) -> str:
+    """Make sure that a task's events are on disk (download, simulate, cache); one-line report."""
+    if task not in PREPARATIONS:
+        known = ", ".join(PREPARATIONS)
+        raise InputError(f"{task}: expected a task with a loader, found none; known: {known}")
+    if source == "official":
+        from data.catalog import select
+        from data.download import fetch_all
+
+        if fetch_all(select([task])):
+            raise InputError(
+                f"{task}: expected every official file, found some missing (see above); try again, "
+                "or use DATA_SOURCE=standin"
+            )
+    return PREPARATIONS[task](source, profile)
+
+
+def _prepare_cmssw_inference(source: str, profile: str) -> str:
+    images = load_electron_photon(source, profile, fresh=True).description
+    file, found = two_photon_file(source, profile)
+    return f"{images}; {SOURCE_WORDS[found]} ({file.name})"
+
+
+# What `make score` reads an independent sample with.
+LOADERS: dict[str, Callable[..., EventDataset | HiggsDataset]] = {
+    "common_task1": load_electron_photon,
+    "task2a_higgs_transformer": load_higgs,
+}
+# What `make data` does: (source, profile) -> one line that says which events are there.
+PREPARATIONS: dict[str, Callable[[str, str], str]] = {
+    "common_task1": lambda source, profile: load_electron_photon(source, profile).description,
+    "task2a_higgs_transformer": lambda source, profile: load_higgs(source, profile).description,
+    "task2f_cmssw_inference": _prepare_cmssw_inference,
+    "task2j_symmetry": lambda source, profile: load_rotated_mnist(source, profile).description,
+}
