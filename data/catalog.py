@@ -38,6 +38,7 @@ class OfficialFile(TypedDict):
     approximate_bytes: NotRequired[int]
     sha256: NotRequired[str]
     md5: NotRequired[str]
+    unpacked_md5: NotRequired[str]
     label: NotRequired[int]
     notes: NotRequired[list[str]]
     fallback: NotRequired[bool]
@@ -80,6 +81,7 @@ FILE_FIELDS = {
     "approximate_bytes": (int, False),
     "sha256": (str, False),
     "md5": (str, False),
+    "unpacked_md5": (str, False),
     "label": (int, False),
     "notes": (list, False),
     "fallback": (bool, False),
@@ -179,7 +181,7 @@ def _check_file(where: str, file: object) -> None:
         raise _refusal(where, f"a format of {', '.join(FORMATS)}", repr(file["format"]))
     if not all(_is_count(size) for size in file["bytes"]):
         raise _refusal(where, "bytes as a list of positive integers", str(file["bytes"]))
-    for algorithm, digits in (("sha256", 64), ("md5", 32)):
+    for algorithm, digits in (("sha256", 64), ("md5", 32), ("unpacked_md5", 32)):
         digest = file.get(algorithm, "0" * digits)
         if len(digest) != digits or not set(digest) <= set("0123456789abcdef"):
             raise _refusal(where, f"{digits} lower-case hex digits as {algorithm}", digest)

@@ -75,9 +75,29 @@ def split_last(
     stratified = np.ndim(y_or_n) > 0
     y = np.asarray(y_or_n) if stratified else np.zeros(int(y_or_n), np.int64)
     n_test = round(test_fraction * len(y))
-    rest, test = np.arange(len(y) - n_test), np.arange(len(y) - n_test, len(y))
+    return _split_rest(y, np.arange(len(y)) >= len(y) - n_test, validation_fraction, seed)
+
+
+def split_originals(
+    label: np.ndarray,
+    official_test: np.ndarray,
+    validation_fraction: float = 1 / 6,
+    seed: int = 0,
+) -> Splits:
+    """Split rotated MNIST by its originals, so that no turned copy of one is in another part.
+
+    All originals of MNIST's test file (``official_test``, (N,) bool) are the test set, in file
+    order; of the others ``validation_fraction`` is for validation, stratified by ``label`` (N,).
+    Raises InputError if a part would be empty or lack a digit.
+    """
+    return _split_rest(np.asarray(label), np.asarray(official_test), validation_fraction, seed)
+
+
+def _split_rest(y: np.ndarray, is_test: np.ndarray, fraction: float, seed: int) -> Splits:
+    """The marked rows for test, in their order; the others shuffled, ``fraction`` to validate."""
+    rest, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     try:
-        train, validation = _halve(rest, y, validation_fraction, seed)
+        train, validation = _halve(rest, y, fraction, seed)
     except ValueError as error:
         raise _too_few(y) from error
     for part in (train, validation, test):

@@ -266,6 +266,13 @@ def test_file_on_disk_that_differs_from_the_lock_is_replaced_or_accepted(place):
     assert place.content() == CHANGED
 
 
+def test_file_that_the_catalog_vouches_for_is_not_locked(place):
+    place.offer(Served([CONTENT]), sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert place.run() == 0
+    assert place.content() == CONTENT
+    assert not place.lock_file.exists()
+
+
 # What must be refused -----------------------------------------------------------------------------
 
 

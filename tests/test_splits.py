@@ -1,11 +1,13 @@
 """The splitter: deterministic, stratified, disjoint, and groups stay together."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from e2e_utils.errors import InputError
 from e2e_utils.sparse_images import SparseImages
-from e2e_utils.splits import duplicate_groups, split, split_last
+from e2e_utils.splits import duplicate_groups, split, split_last, split_originals
 
 
 @pytest.mark.parametrize("n", [50, 101, 998, 5003])
@@ -113,3 +115,26 @@ def test_split_last_refuses_too_few_events() -> None:
     for y in (np.arange(8) % 2, np.repeat((0, 1), 50)):  # too few; sorted by class
         with pytest.raises(InputError, match="enough events of every class"):
             split_last(y)
+
+
+def test_originals_are_split_by_mnists_files() -> None:
+    rng = np.random.default_rng(0)
+    label, official_test = rng.choice((1, 2), 1200), np.arange(1200) >= 1000
+    parts = split_originals(label, official_test, seed=1)
+    np.testing.assert_array_equal(parts.test, np.arange(1000, 1200))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(1200))
+    assert len(parts.validation) == round(1000 / 6)
+    shares = [(label[part] == 1).mean() for part in parts[:2]]
+    assert abs(shares[0] - shares[1]) < 2 / len(parts.validation)
+    # Twelve turned copies of every original: the pixels of one part never come from another.
+    copies = [set(np.repeat(part, 12)) for part in parts]
+    assert all(a.isdisjoint(b) for a, b in combinations(copies, 2))
+    for a, b in zip(parts, split_originals(label, official_test, seed=1), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert set(parts.validation) != set(split_originals(label, official_test, seed=2).validation)
+
+
+@pytest.mark.parametrize("n_test", [0, 1, 100])
+def test_split_originals_refuses_a_part_without_a_digit(n_test: int) -> None:
+    with pytest.raises(InputError, match="enough events of every class"):
+        split_originals(np.arange(100) % 2 + 1, np.arange(100) >= 100 - n_test)
