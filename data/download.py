@@ -231,7 +231,7 @@ def read_lock() -> dict[str, Locked]:
 
 
 def _record(file: OfficialFile, size: int, digest: str) -> None:
-    """Note what was received in the lock file, unless the catalog itself vouches for the content."""
+    """Note what was received in the lock file, unless the catalog itself vouches for it."""
     if "sha256" in file or "md5" in file:
         return
     entries = read_lock()
