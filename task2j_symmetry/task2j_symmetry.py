@@ -138,10 +138,10 @@ CONFIGS = {
         seeds=(0, 1, 2), scored=200, tested=500,
     ),
     "standard": Config(
-        vae=Schedule(4500, 256), scan=Schedule(500, 256), dimensions=(4, 6, 8, 10, 12, 16),
-        supervised=Schedule(5000, 256), oracle=Schedule(1500), flows=Schedule(1500),
-        chart=Schedule(6000, 512), chart_pairs=80_000, discovery=3000, classifier=Schedule(1200, 128),
-        seeds=(0, 1, 2, 3, 4), scored=500, classifiers=3, ten=18_000, ten_vae=Schedule(3000),
+        vae=Schedule(2500, 256), scan=Schedule(200, 256), dimensions=(4, 6, 8, 10, 12, 16),
+        supervised=Schedule(2500, 128), oracle=Schedule(800), flows=Schedule(600),
+        chart=Schedule(3000), chart_pairs=40_000, discovery=1500, classifier=Schedule(600, 128),
+        seeds=(0, 1, 2, 3, 4), scored=400, classifiers=3, ten=9_000, ten_vae=Schedule(2000),
     ),
     "full": Config(
         vae=Schedule(30_000, 512), scan=Schedule(3000, 512), dimensions=(4, 6, 8, 10, 12, 16),
