@@ -129,7 +129,7 @@ CONFIGS = {
         vae=Schedule(60, 64, rounds=2), scan=Schedule(12, 32, rounds=1), dimensions=(4, 8),
         supervised=Schedule(20, 32, rounds=1), oracle=Schedule(30, 64, rounds=1), flows=Schedule(6, 32, rounds=1),
         chart=Schedule(30, 64, rounds=1), chart_pairs=256, discovery=64, classifier=Schedule(15, 32, rounds=1),
-        seeds=(0, 1), scored=24,
+        seeds=(0, 1), scored=24, ten=300, ten_vae=Schedule(20, 32, rounds=1),
     ),
     "quick": Config(
         vae=Schedule(1800, 64, 4e-3), scan=Schedule(150, 64, 4e-3, rounds=1), dimensions=(8, 12),
