@@ -70,7 +70,8 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             range_header = self.headers.get("Range")
-            first = int(range_header[6:].split("-")[0]) if range_header else None
+            limits = range_header[6:].split("-") if range_header else [None, ""]
+            first = int(limits[0]) if range_header else None
             request = Request(self.path, first, self.headers.get("If-Range"))
             server.requests.append(request)
             served = server.files.get(self.path)
@@ -91,9 +92,10 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 return
             else:
+                size = min(int(limits[1]) + 1, size) if limits[1] else size
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
-            body = content[first:]
+                self.send_header("Content-Range", f"bytes {first}-{size - 1}/{len(content)}")
+            body = content[first:size]
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Content-Type", served.content_type)
             if etag:

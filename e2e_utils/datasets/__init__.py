@@ -8,6 +8,12 @@ as memory-mapped arrays.
 from e2e_utils.datasets.common import SOURCE_WORDS, SOURCES
 from e2e_utils.datasets.electron_photon import EventDataset, load_electron_photon
 from e2e_utils.datasets.higgs import HiggsDataset, load_higgs
+from e2e_utils.datasets.jets import (
+    JetDataset,
+    SuperResolutionDataset,
+    load_quark_gluon,
+    load_super_resolution,
+)
 from e2e_utils.datasets.mnist import RotatedDigits, load_rotated_mnist
 from e2e_utils.datasets.tasks import LOADERS, PREPARATIONS, prepare
 from e2e_utils.datasets.two_photons import two_photon_file
@@ -21,10 +27,14 @@ __all__ = [
     "SOURCE_WORDS",
     "EventDataset",
     "HiggsDataset",
+    "JetDataset",
     "RotatedDigits",
+    "SuperResolutionDataset",
     "load_electron_photon",
     "load_higgs",
+    "load_quark_gluon",
     "load_rotated_mnist",
+    "load_super_resolution",
     "prepare",
     "two_photon_file",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from e2e_utils.datasets.common import SOURCE_WORDS
 from e2e_utils.datasets.electron_photon import EventDataset, load_electron_photon
 from e2e_utils.datasets.higgs import HiggsDataset, load_higgs
+from e2e_utils.datasets.jets import JetDataset, load_quark_gluon, load_super_resolution
 from e2e_utils.datasets.mnist import load_rotated_mnist
 from e2e_utils.datasets.two_photons import two_photon_file
 from e2e_utils.errors import InputError
@@ -34,14 +35,20 @@ def _prepare_cmssw_inference(source: str, profile: str) -> str:
 
 
 # What `make score` reads an independent sample with.
-LOADERS: dict[str, Callable[..., EventDataset | HiggsDataset]] = {
+LOADERS: dict[str, Callable[..., EventDataset | HiggsDataset | JetDataset]] = {
     "common_task1": load_electron_photon,
     "task2a_higgs_transformer": load_higgs,
+    "task2b_superres_gan": load_super_resolution,
+    "task2h_graph_jets": load_quark_gluon,
 }
 # What `make data` does: (source, profile) -> one line that says which events are there.
 PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "common_task1": lambda source, profile: load_electron_photon(source, profile).description,
     "task2a_higgs_transformer": lambda source, profile: load_higgs(source, profile).description,
+    "task2b_superres_gan": lambda source, profile: (
+        load_super_resolution(source, profile).description
+    ),
     "task2f_cmssw_inference": _prepare_cmssw_inference,
+    "task2h_graph_jets": lambda source, profile: load_quark_gluon(source, profile).description,
     "task2j_symmetry": lambda source, profile: load_rotated_mnist(source, profile).description,
 }
