@@ -1897,15 +1897,18 @@ for arm in (*orbits, LATENT):
         entry["seed_std"] = float(np.std([c.mean() for c in over_seeds], ddof=1))
     invariant[arm] = {"accuracy": entry}
 display(results_frame(invariant, ["accuracy"]))
-fig, axis = plt.subplots(figsize=(8, 3.9))
+fig, axes = plt.subplots(1, 2, figsize=(11, 3.7))
 for number, arm in enumerate(invariant):
     values = np.mean([correct[job] for job in correct if job[0] == arm], 0).mean(0)
-    axis.plot(
-        STEP * np.arange(12), values, "osD^v<"[number] + plotting.LINES[number % 4], ms=4, label=arm
-    )
-axis.axhline(0.981, color="grey", lw=0.8, ls=":")
-axis.set(xlabel="angle of the test digits [degrees]", ylabel="accuracy", xticks=range(0, 331, 30))
-axis.legend(fontsize=8.5, loc="lower right")
+    marks = "osD^v<"[number] + plotting.LINES[number % 4]
+    for axis in axes:
+        axis.plot(STEP * np.arange(12), values, marks, ms=4, lw=1.2, label=arm)
+for axis in axes:
+    axis.axhline(0.981, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="angle of the test digits [degrees]", xticks=range(0, 331, 60))
+axes[0].set(ylabel="accuracy", title="whole range")
+axes[1].set(ylim=(0.978, 1.001), title="the same, enlarged; dotted: the aim")
+axes[0].legend(fontsize=8)
 plt.show()
 
 # %%

@@ -78,28 +78,6 @@ def test_pairs_against_four_vectors(notebook):
             assert distances[event, pair] == pytest.approx(np.hypot(eta1 - eta2, angle), rel=1e-6)
 
 
-def test_solved_neutrino_makes_a_w_boson_or_comes_nearest(notebook):
-    o = notebook.objects.double()
-    eta = notebook.neutrino_eta(o)
-    masses = notebook.pair_quantities(o, eta)[0][:, 0]  # pair 0: lepton and missing energy
-    transverse = notebook.pair_quantities(o)[0][:, 0]
-    solvable = transverse < notebook.W_MASS
-    assert 0.2 < solvable.double().mean() < 0.98
-    torch.testing.assert_close(
-        masses[solvable], torch.full_like(masses[solvable], notebook.W_MASS), rtol=1e-6, atol=0
-    )
-    # Without a solution the smallest mass that any p_z gives is the transverse one.
-    torch.testing.assert_close(masses[~solvable], transverse[~solvable], rtol=1e-6, atol=0)
-    # The other solution, 2 a sinh(eta_l) - slope, has the larger |p_z|.
-    lepton, missing = o[:, 0], o[:, 1]
-    a = notebook.W_MASS**2 / (2 * lepton[:, 0] * missing[:, 0])
-    a = a + (lepton[:, notebook.PHI] - missing[:, notebook.PHI]).cos()
-    other = 2 * a * lepton[:, notebook.ETA].sinh() - eta.sinh()
-    assert (other.abs() >= eta.sinh().abs() - 1e-9)[solvable].all()
-    mirrored = o * torch.tensor([1.0, -1.0, 1.0, 1.0]).double()
-    torch.testing.assert_close(notebook.neutrino_eta(mirrored), -eta)
-
-
 def test_symmetries_leave_masses_and_distances_alone(notebook):
     o = notebook.objects[:200].double()
     moved = notebook.augment(o, torch.Generator().manual_seed(0))
@@ -208,7 +186,7 @@ def test_densities_are_normalised_and_periodic(notebook):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"pairs": ()}, {"pairs": ("bias",)}, {"frame": False}, {"neutrino": False}],
+    [{}, {"pairs": ()}, {"pairs": ("bias",)}, {"frame": False}],
 )
 def test_classifier_gives_one_logit_and_reaches_every_weight(notebook, options):
     model = notebook.HiggsClassifier(**options)
