@@ -14,6 +14,7 @@ from e2e_utils.paths import STANDIN
 
 EVENTS = 1000
 GOAL = 60  # accepted events/s/core, what the project asks of its simulation
+COPIES, SECONDS = 50, 2.0  # of 22,000 rows: the 1.1 million of the task, to be read in 2 s
 
 
 def measure() -> list[dict]:
@@ -31,16 +32,15 @@ def measure() -> list[dict]:
             np.loadtxt(path, delimiter=",", dtype=np.float32)
 
         seconds = side_by_side({"ours": parse, "numpy": parse_with_numpy}, repeats=3)
-        features, y, _ = open_store(Path(folder) / "store")
+        n = len(open_store(Path(folder) / "store")[1])
+        build_store([path] * COPIES, 28, Path(folder) / "all")
         opened = side_by_side(
-            {"ours": lambda: open_store(Path(folder) / "store")[0].sum()}, repeats=3
+            {"ours": lambda: open_store(Path(folder) / "all")[0].sum()}, repeats=3
         )
-        n = len(y)
-        del features
     return [
         row("HIGGS simulation, one core", simulated, GOAL, "the goal of 60", "events/s"),
         row("HIGGS CSV parsed and stored", n / seconds["ours"], n / seconds["numpy"],
             "np.loadtxt", "events/s"),
-        row("HIGGS binary store read", n / opened["ours"], n / seconds["ours"],
-            "parsing the CSV", "events/s"),
+        row(f"HIGGS binary store, {n * COPIES:,} rows read", n * COPIES / opened["ours"],
+            n * COPIES / SECONDS, "the goal of 2 s", "events/s"),
     ]  # fmt: skip
