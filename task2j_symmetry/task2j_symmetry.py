@@ -138,10 +138,10 @@ CONFIGS = {
         seeds=(0, 1, 2), scored=200, tested=500,
     ),
     "standard": Config(
-        vae=Schedule(2500, 256), scan=Schedule(200, 256), dimensions=(4, 6, 8, 10, 12, 16),
+        vae=Schedule(6000, 128, 4e-3), scan=Schedule(600, 128, 4e-3), dimensions=(4, 6, 8, 10, 12, 16),
         supervised=Schedule(2500, 128), oracle=Schedule(800), flows=Schedule(600),
         chart=Schedule(3000), chart_pairs=40_000, discovery=1500, classifier=Schedule(600, 128),
-        seeds=(0, 1, 2, 3, 4), scored=400, classifiers=3, ten=9_000, ten_vae=Schedule(2000),
+        seeds=(0, 1, 2, 3, 4), scored=400, classifiers=3, ten=9_000, ten_vae=Schedule(3000, 128, 4e-3),
     ),
     "full": Config(
         vae=Schedule(30_000, 512), scan=Schedule(3000, 512), dimensions=(4, 6, 8, 10, 12, 16),
