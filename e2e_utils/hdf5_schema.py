@@ -6,6 +6,7 @@ Every refusal is one line: which file, what was expected, what was found, what t
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -13,17 +14,21 @@ import numpy as np
 from e2e_utils.errors import InputError
 
 CHUNK_EVENTS = 2000
+CHUNK_BYTES = 64_000_000  # of a chunk of large images, so that memory does not grow with the file
 FETCH_AGAIN = "get the file again (make data) or give another one"
+
+Source = str | Path | BinaryIO  # a seekable binary file prints as its name
 
 
 @contextmanager
-def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Source) -> Iterator[h5py.File]:
     """Open for reading; raises InputError if missing, empty, cut short or not HDF5."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected an HDF5 file, found none; check the path")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: expected an HDF5 file, found an empty file; {FETCH_AGAIN}")
+    if isinstance(path, str | Path):
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: expected an HDF5 file, found none; check the path")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: expected an HDF5 file, found an empty file; {FETCH_AGAIN}")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -35,9 +40,7 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
         yield file
 
 
-def check_images_file(
-    path: str | Path, keys: Mapping[str, Mapping], label: str | None = "y"
-) -> int:
+def check_images_file(path: Source, keys: Mapping[str, Mapping], label: str | None = "y") -> int:
     """Compare a file's datasets with ``keys`` of data/catalog.toml; return its number of events.
 
     ``keys`` maps each name to its ``shape`` (the first axis, events, may have any length) and
@@ -74,9 +77,7 @@ def read_labels(path: str | Path, key: str = "y", n_events: int | None = None) -
     return labels.astype(np.int64)
 
 
-def iter_images(
-    path: str | Path, key: str = "X", n_events: int | None = None
-) -> Iterator[np.ndarray]:
+def iter_images(path: Source, key: str = "X", n_events: int | None = None) -> Iterator[np.ndarray]:
     """Yield chunks (b, C, H, W) float32 of the first ``n_events`` channel-last images.
 
     Raises InputError for a NaN or an infinity (file and event) and for unreadable chunks.
@@ -84,9 +85,11 @@ def iter_images(
     with open_hdf5(path) as file:
         images = file[key]
         stop = len(images) if n_events is None else min(n_events, len(images))
-        for start in range(0, stop, CHUNK_EVENTS):
+        image_bytes = images.dtype.itemsize * int(np.prod(images.shape[1:]))
+        step = max(1, min(CHUNK_EVENTS, CHUNK_BYTES // max(image_bytes, 1)))
+        for start in range(0, stop, step):
             with readable(path, key), np.errstate(over="ignore"):
-                chunk = images[start : min(start + CHUNK_EVENTS, stop)].astype(np.float32)
+                chunk = images[start : min(start + step, stop)].astype(np.float32, copy=False)
             finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)  # (b,)
             if not finite.all():
                 raise InputError(
@@ -97,7 +100,7 @@ def iter_images(
 
 
 @contextmanager
-def readable(path: str | Path, key: str) -> Iterator[None]:
+def readable(path: Source, key: str) -> Iterator[None]:
     """Report compressed chunks that cannot be decoded as an InputError."""
     try:
         yield
@@ -107,9 +110,7 @@ def readable(path: str | Path, key: str) -> Iterator[None]:
         ) from error
 
 
-def _check_dataset(
-    path: str | Path, file: h5py.File, key: str, schema: Mapping, kinds: str
-) -> None:
+def _check_dataset(path: Source, file: h5py.File, key: str, schema: Mapping, kinds: str) -> None:
     if not isinstance(file.get(key), h5py.Dataset):
         found = ", ".join(map(repr, file)) or "no dataset"
         raise InputError(f"{path}: expected dataset {key!r}, found {found}; rename or add it")

@@ -78,9 +78,28 @@ def name_of(source: Source) -> str:
     return str(source if isinstance(source, str | Path) else getattr(source, "name", "the file"))
 
 
-def has_column(source: Source, key: str) -> bool:
+def column_names(source: Source) -> list[str]:
     with open_parquet(source) as file:
-        return key in file.schema_arrow.names
+        return file.schema_arrow.names
+
+
+def has_column(source: Source, key: str) -> bool:
+    return key in column_names(source)
+
+
+def image_shape(source: Source, key: str) -> tuple[int, ...]:
+    """Lengths of the nested lists of the first image of ``key``; () where there is none.
+
+    Reads the first row only. Other images may differ: `iter_columns` checks every one.
+    """
+    with open_parquet(source) as file:
+        batch = next(_batches(source, file, [key], min(1, file.metadata.num_rows), 1), None)
+    shape = []
+    array = None if batch is None else batch.column(0)
+    while array is not None and len(array) and pa.types.is_list(array.type):
+        array = array[0].values
+        shape.append(0 if array is None else len(array))
+    return tuple(shape)
 
 
 def check_parquet(source: Source, keys: Mapping[str, Mapping]) -> int:

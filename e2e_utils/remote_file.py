@@ -38,6 +38,9 @@ class RemoteFile(io.RawIOBase):
         self.size = 1  # for the first request, whose answer tells the size
         self._request(0, 1)
 
+    def __str__(self) -> str:
+        return self.name
+
     def readable(self) -> bool:
         return True
 

@@ -14,8 +14,10 @@ from e2e_utils.datasets.jets import (
     load_quark_gluon,
     load_super_resolution,
 )
+from e2e_utils.datasets.jets8 import Jets8Dataset, load_jets8
 from e2e_utils.datasets.mnist import RotatedDigits, load_rotated_mnist
 from e2e_utils.datasets.tasks import LOADERS, PREPARATIONS, prepare
+from e2e_utils.datasets.top_mass import TopMassDataset, load_top_mass
 from e2e_utils.datasets.two_photons import two_photon_file
 from e2e_utils.rotations import ANGLES
 
@@ -28,13 +30,17 @@ __all__ = [
     "EventDataset",
     "HiggsDataset",
     "JetDataset",
+    "Jets8Dataset",
     "RotatedDigits",
     "SuperResolutionDataset",
+    "TopMassDataset",
     "load_electron_photon",
     "load_higgs",
+    "load_jets8",
     "load_quark_gluon",
     "load_rotated_mnist",
     "load_super_resolution",
+    "load_top_mass",
     "prepare",
     "two_photon_file",
 ]

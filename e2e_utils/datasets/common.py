@@ -1,5 +1,7 @@
 """What the loaders share: which source is taken, which files are read, what a dataset says."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import ClassVar
 from data.catalog import PROFILES
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.files import sha256
+from e2e_utils.remote_file import RemoteFile, is_remote
 
 SOURCES = ("auto", "official", "standin")
 SOURCE_WORDS = {
@@ -16,6 +20,9 @@ SOURCE_WORDS = {
     "file": "events of the given files",
 }
 STORE_VERSION = 1  # raise it when the stores' layout or the treatment of their values changes
+
+File = Path | RemoteFile
+Paths = str | Path | Sequence[str | Path]
 
 
 def catalog_files(
@@ -55,7 +62,7 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{name}: expected one of {', '.join(known)}, found {value!r}; correct it")
 
 
-def as_paths(path: str | Path | Sequence[str | Path]) -> list[Path]:
+def as_paths(path: Paths) -> list[Path]:
     """The files that a path, a list of paths or a string with commas names; InputError for none."""
     if isinstance(path, str):
         path = [part.strip() for part in path.split(",") if part.strip()]
@@ -64,6 +71,32 @@ def as_paths(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not path:
         raise InputError("DATA: expected one or more files, found none; name them")
     return [Path(file).expanduser() for file in path]
+
+
+def given_files(path: Paths) -> list[File]:
+    """As `as_paths`, but URLs are opened; the caller closes them."""
+    parts = path.split(",") if isinstance(path, str) else path
+    parts = (
+        [parts]
+        if isinstance(parts, Path)
+        else [part.strip() if isinstance(part, str) else part for part in parts]
+    )
+    if not any(map(is_remote, parts)):
+        return as_paths(path)
+    return [RemoteFile(part) if is_remote(part) else Path(part).expanduser() for part in parts]
+
+
+def files_fingerprint(name: str, files: Sequence[File], lengths: Sequence[int]) -> str:
+    """16 hex digits that change with the content of the files, their order and the limits.
+
+    ``name`` tells stores of one layout from those of another.
+    """
+    contents = [
+        sha256(file) if isinstance(file, Path) else [file.name, file.size, file.version]
+        for file in files
+    ]
+    content = json.dumps([name, STORE_VERSION, contents, list(lengths)])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,5 @@
 """Quark and gluon jets of tasks 2h and 2b, as sparse images of tracks, ECAL and HCAL."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,18 +14,20 @@ from e2e_utils import paths
 from e2e_utils.datasets.common import (
     SOURCE_WORDS,
     SOURCES,
-    STORE_VERSION,
+    File,
     LoadedDataset,
-    as_paths,
+    Paths,
     check_choice,
     check_official,
+    files_fingerprint,
+    given_files,
 )
 from e2e_utils.errors import InputError
-from e2e_utils.files import atomic_path, sha256
+from e2e_utils.files import atomic_path
 from e2e_utils.hdf5_schema import check_images_file, iter_images, open_hdf5
 from e2e_utils.jet_resolution import PADDING, low_resolution
 from e2e_utils.nested_parquet import check_parquet, has_column, iter_columns, name_of
-from e2e_utils.remote_file import RemoteFile, is_remote
+from e2e_utils.remote_file import RemoteFile
 from e2e_utils.sparse_images import SparseImages
 
 CHANNELS = ("track pT", "ECAL", "HCAL")
@@ -35,9 +35,6 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 NUMBERS = ("y", "pt", "m0")
 # Of X_jets_LR against X_jets, both rounded to float32
 TOLERANCE = 1e-5
-
-File = Path | RemoteFile
-Paths = str | Path | Sequence[str | Path]
 
 
 def load_quark_gluon(
@@ -104,13 +101,13 @@ def _load(
         source, files = _catalog_files(name, source, profile, max_events)
         limit = max_events or dataset(name)["events"][profile]
     else:
-        source, files, limit = "file", _given_files(path), max_events
+        source, files, limit = "file", given_files(path), max_events
     with ExitStack() as opened:
         for file in files:
             if isinstance(file, RemoteFile):
                 opened.enter_context(file)
         files, lengths = _lengths(files, limit)
-        fingerprint = _fingerprint(files, lengths)
+        fingerprint = files_fingerprint("jets", files, lengths)
         folder = paths.CACHE / f"jets_{fingerprint}"
         if not folder.is_dir():
             _build(files, lengths, folder)
@@ -162,18 +159,6 @@ def _catalog_files(
     return "standin", [generate(n_events + n_events % 2, paths.STANDIN)]
 
 
-def _given_files(path: Paths) -> list[File]:
-    parts = path.split(",") if isinstance(path, str) else path
-    parts = (
-        [parts]
-        if isinstance(parts, Path)
-        else [part.strip() if isinstance(part, str) else part for part in parts]
-    )
-    if not any(map(is_remote, parts)):
-        return as_paths(path)
-    return [RemoteFile(part) if is_remote(part) else Path(part).expanduser() for part in parts]
-
-
 def _lengths(files: list[File], limit: int | None) -> tuple[list[File], list[int]]:
     """The files that are needed for the first ``limit`` jets, and how many of each; checks them."""
     used, lengths = [], []
@@ -207,16 +192,6 @@ def _hdf5_keys() -> Mapping[str, Mapping]:
     rows, channels, height, width = keys["X_jets"]["shape"]
     images = {"shape": [rows, height, width, channels], "dtype": "float32"}
     return {**keys, "X_jets": images}
-
-
-def _fingerprint(files: Sequence[File], lengths: Sequence[int]) -> str:
-    """16 hex digits that change with the content of the files, their order and the limits."""
-    contents = [
-        sha256(file) if isinstance(file, Path) else [file.name, file.size, file.version]
-        for file in files
-    ]
-    content = json.dumps(["jets", STORE_VERSION, contents, list(lengths)])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 # Reading ------------------------------------------------------------------------------------------

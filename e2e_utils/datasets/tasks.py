@@ -6,7 +6,9 @@ from e2e_utils.datasets.common import SOURCE_WORDS
 from e2e_utils.datasets.electron_photon import EventDataset, load_electron_photon
 from e2e_utils.datasets.higgs import HiggsDataset, load_higgs
 from e2e_utils.datasets.jets import JetDataset, load_quark_gluon, load_super_resolution
+from e2e_utils.datasets.jets8 import Jets8Dataset, load_jets8
 from e2e_utils.datasets.mnist import load_rotated_mnist
+from e2e_utils.datasets.top_mass import TopMassDataset, load_top_mass
 from e2e_utils.datasets.two_photons import two_photon_file
 from e2e_utils.errors import InputError
 
@@ -35,12 +37,25 @@ def _prepare_cmssw_inference(source: str, profile: str) -> str:
 
 
 # What `make score` reads an independent sample with.
-LOADERS: dict[str, Callable[..., EventDataset | HiggsDataset | JetDataset]] = {
+LOADERS: dict[
+    str, Callable[..., EventDataset | HiggsDataset | JetDataset | Jets8Dataset | TopMassDataset]
+] = {
     "common_task1": load_electron_photon,
     "task2a_higgs_transformer": load_higgs,
     "task2b_superres_gan": load_super_resolution,
+    "task2c_sparse_vae": load_jets8,
+    "task2d_diffusion": load_jets8,
+    "task2e_mass_regression": load_top_mass,
+    "task2g_ssl_vit": load_jets8,
     "task2h_graph_jets": load_quark_gluon,
+    "task2i_foundation": load_jets8,
 }
+
+
+def _prepare_jets8(source: str, profile: str) -> str:
+    return load_jets8(source, profile).description
+
+
 # What `make data` does: (source, profile) -> one line that says which events are there.
 PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "common_task1": lambda source, profile: load_electron_photon(source, profile).description,
@@ -48,7 +63,14 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "task2b_superres_gan": lambda source, profile: (
         load_super_resolution(source, profile).description
     ),
+    "task2c_sparse_vae": _prepare_jets8,
+    "task2d_diffusion": lambda source, profile: (
+        load_jets8(source, profile, labelled=False).description
+    ),
+    "task2e_mass_regression": lambda source, profile: load_top_mass(source, profile).description,
     "task2f_cmssw_inference": _prepare_cmssw_inference,
+    "task2g_ssl_vit": _prepare_jets8,
     "task2h_graph_jets": lambda source, profile: load_quark_gluon(source, profile).description,
+    "task2i_foundation": _prepare_jets8,
     "task2j_symmetry": lambda source, profile: load_rotated_mnist(source, profile).description,
 }
