@@ -17,8 +17,12 @@ from e2e_utils.metrics import (
     accuracy,
     background_rejection,
     expected_calibration_error,
+    mean_absolute_error,
+    mean_relative_error,
+    r_squared,
     resample,
     roc_auc,
+    root_mean_squared_error,
 )
 
 CLASSIFIER_METRICS: dict[str, Metric] = {
@@ -27,6 +31,12 @@ CLASSIFIER_METRICS: dict[str, Metric] = {
     "background_rejection_50": partial(background_rejection, signal_efficiency=0.5),
     "background_rejection_80": partial(background_rejection, signal_efficiency=0.8),
     "expected_calibration_error": expected_calibration_error,
+}
+REGRESSION_METRICS: dict[str, Metric] = {
+    "mae": mean_absolute_error,
+    "rmse": root_mean_squared_error,
+    "mean_relative_error": mean_relative_error,
+    "r2": r_squared,
 }
 # Resampling adds to it the fluctuations that bias it already: its interval is reflected.
 BIASED_UPWARDS = {"expected_calibration_error"}
@@ -138,6 +148,16 @@ def evaluate_classifier(
 ) -> dict[str, dict[str, float]]:
     """Entries of every ``CLASSIFIER_METRICS`` for P(class 1), one array (N,) or one per seed."""
     return evaluate(CLASSIFIER_METRICS, y, scores, n_resamples, seed)
+
+
+def evaluate_regression(
+    y: ArrayLike,
+    predictions: ArrayLike | Sequence[ArrayLike],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Entries of every ``REGRESSION_METRICS`` for predictions (N,), one array or one per seed."""
+    return evaluate(REGRESSION_METRICS, y, predictions, n_resamples, seed)
 
 
 def validate_metrics(metrics: dict, name: str = "metrics.json") -> None:

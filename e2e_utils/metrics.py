@@ -1,7 +1,7 @@
-"""Metrics of binary classifiers with weights, and bootstrap intervals for any metric.
+"""Metrics of classifiers and regressions with weights, and bootstrap intervals for any metric.
 
 A metric is a function (y, score, weight=None) -> number or array. Probabilities and scores are
-those of class 1.
+those of class 1; of a regression, y is the truth and score the prediction.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,6 +87,38 @@ def brier_score(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = No
     """Mean squared difference of probability and label."""
     y, score, weight = _checked(y, score, weight)
     return float(np.average((score - y) ** 2, weights=weight))
+
+
+def mean_absolute_error(
+    y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
+) -> float:
+    """Mean |prediction - truth|."""
+    y, score, weight = _checked(y, score, weight)
+    return float(np.average(np.abs(score - y), weights=weight))
+
+
+def root_mean_squared_error(
+    y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
+) -> float:
+    """Square root of the mean squared difference of prediction and truth."""
+    y, score, weight = _checked(y, score, weight)
+    return float(np.sqrt(np.average((score - y) ** 2, weights=weight)))
+
+
+def mean_relative_error(
+    y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
+) -> float:
+    """Mean |prediction - truth| / |truth|."""
+    y, score, weight = _checked(y, score, weight)
+    return float(np.average(np.abs(score - y) / np.abs(y), weights=weight))
+
+
+def r_squared(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """1 - squared error / squared error of the mean: 1 is perfect, 0 is the mean."""
+    y, score, weight = _checked(y, score, weight)
+    residual = np.average((score - y) ** 2, weights=weight)
+    mean = np.average(y, weights=weight)
+    return float(1 - residual / np.average((y - mean) ** 2, weights=weight))
 
 
 class Interval(NamedTuple):

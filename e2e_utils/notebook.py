@@ -26,15 +26,36 @@ from e2e_utils.paths import list_tasks, run_directory, script_path
 
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "onnx", "onnxruntime")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch_geometric",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+)
 DISPLAY_ID = "results"
 COLUMN_NAMES = {
     "roc_auc": "ROC-AUC",
     "accuracy": "accuracy",
     "milliseconds_per_event": "ms per event",
+    "fpd": "FPD",
+    "kpd": "KPD",
+    "c2st_auc_low": "two-sample AUC, low",
+    "c2st_auc_high": "two-sample AUC, high",
+    "energy_error": "energy error",
+    "occupancy_error": "occupancy error",
+    "tagger_auc": "tagger AUC",
     "background_rejection_50": "background rejection at 50 % efficiency",
+    "background_rejection_70": "background rejection at 70 % efficiency",
     "background_rejection_80": "background rejection at 80 % efficiency",
     "expected_calibration_error": "calibration error",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "mean_relative_error": "mean relative error",
+    "r2": "R²",
 }
 
 

@@ -49,6 +49,23 @@ def test_against_scikit_learn(seed: int, decimals: int) -> None:
             )
 
 
+def test_regression_against_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(85, 500, 400)
+    found, w = truth * rng.normal(1, 0.2, 400), rng.integers(0, 4, 400).astype(float)
+    pairs = {
+        metrics.mean_absolute_error: reference.mean_absolute_error,
+        metrics.root_mean_squared_error: reference.root_mean_squared_error,
+        metrics.mean_relative_error: reference.mean_absolute_percentage_error,
+        metrics.r_squared: reference.r2_score,
+    }
+    for ours, theirs in pairs.items():
+        for weight in (None, w):
+            expected = theirs(truth, found, sample_weight=weight)
+            assert ours(truth, found, weight) == pytest.approx(expected, rel=1e-12)
+    assert metrics.r_squared(truth, np.full(400, truth.mean())) == pytest.approx(0, abs=1e-12)
+
+
 def test_weights_are_repetitions() -> None:
     y, score, w = toy(300, 1, 1)
     repeated = np.repeat(np.arange(300), w.astype(int))

@@ -1,5 +1,6 @@
 """Scoring an independent sample with an exported model."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_project import make_project, write_onnx
@@ -14,11 +17,21 @@ from onnx import helper
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.jet_resolution import low_resolution
+from e2e_utils.nested_parquet import nested
 from e2e_utils.onnx_export import export_onnx
 from tools import score as module
-from tools.score import find_model, official_layout, raw_batches, score
+from tools.score import find_model, score
+from tools.scoring.events import official_layout, raw_batches
 
 TASK = "common_task1"
+
+
+class SigmoidOfMean(torch.nn.Module):
+    """Images (B, C, H, W) -> (B,)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2, 3)).sigmoid()
 
 
 class SigmoidOfSum(torch.nn.Module):
@@ -89,6 +102,68 @@ def test_rows_of_a_table_are_scored_on_their_low_level_columns(
     assert "600 events scored" in capsys.readouterr().out
 
 
+def test_jets_of_a_parquet_file_are_scored_as_raw_images(
+    project: Path, tmp_path: Path, sparse_array: Callable[..., np.ndarray]
+) -> None:
+    task = "task2h_graph_jets"
+    (project / task).mkdir()
+    (project / task / f"{task}.py").write_text("# %%\n")
+    (paths.WEIGHTS / task).mkdir(parents=True)
+    graph, path = SigmoidOfMean(), paths.WEIGHTS / task / f"{task}.onnx"
+    card = {"kind": "binary_classification"}
+    export_onnx(graph, torch.zeros(2, 3, 125, 125), path, ["x"], ["probability"], card)
+    x, y = 100 * sparse_array(12, (3, 125, 125), seed=3), np.arange(12) % 2
+    columns = {name: pa.array(y.astype(float)) for name in ("pt", "m0", "y")}
+    pq.write_table(pa.table({"X_jets": nested(x), **columns}), tmp_path / "jets.parquet")
+    table = pd.read_csv(score(task, str(tmp_path / "jets.parquet")))
+    expected = 1 / (1 + np.exp(-x.mean((1, 2, 3))))
+    np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(table["label"], y)
+
+
+class NearestPlusNoise(torch.nn.Module):
+    """Cells (B, 3, 64, 64) repeated in their pixels, with a little noise: (B, 3, 125, 125)."""
+
+    def forward(self, low: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        low = low * (1 + 0.01 * noise[:, :1])
+        large = low[..., None, :, None].expand(-1, -1, -1, 2, -1, 2)
+        return large.reshape(-1, 3, 128, 128)[:, :, 1:126, 1:126]
+
+
+@pytest.mark.parametrize("with_low", [True, False])
+def test_images_are_scored_by_their_physics(
+    project: Path,
+    tmp_path: Path,
+    sparse_array: Callable[..., np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+    with_low: bool,
+) -> None:
+    task = "task2b_superres_gan"
+    (project / task).mkdir()
+    (project / task / f"{task}.py").write_text("# %%\n")
+    (paths.WEIGHTS / task).mkdir(parents=True)
+    path = paths.WEIGHTS / task / f"{task}.onnx"
+    inputs = (torch.zeros(2, 3, 64, 64), torch.zeros(2, 2, 64, 64))
+    card = {"kind": "super_resolution", "noise_seed": 3}
+    export_onnx(NearestPlusNoise(), inputs, path, ["X_jets_LR", "noise"], ["X_jets"], card)
+    high = np.abs(sparse_array(60, (3, 125, 125)))
+    columns = {"X_jets": nested(high), **dict.fromkeys(("pt", "m0"), pa.array(np.ones(60)))}
+    columns["y"] = pa.array(np.arange(60) % 2 * 1.0)
+    if with_low:
+        columns["X_jets_LR"] = nested(low_resolution(high))
+    pq.write_table(pa.table(columns), tmp_path / "jets.parquet")
+    first = pd.read_csv(score(task, str(tmp_path / "jets.parquet")))
+    again = pd.read_csv(score(task, str(tmp_path / "jets.parquet")))
+    pd.testing.assert_frame_equal(first, again)  # the noise has a seed
+    np.testing.assert_allclose(first["true_ecal_energy"], high[:, 1].sum((1, 2)), rtol=1e-5)
+    ratio = first["generated_ecal_energy"].sum() / first["true_ecal_energy"].sum()
+    assert 0.97 < ratio < 1.0  # the frame's pixels lose half of their cells
+    text = capsys.readouterr().out
+    assert re.search(rf"energy response, ecal +{ratio:.4f} \[", text)
+    assert "FPD" in text
+    assert first["label"].tolist() == [0, 1] * 30
+
+
 def test_tables_of_other_columns_than_the_model_takes_are_refused() -> None:
     sample = SimpleNamespace(y=np.zeros(3), low_level=np.zeros((3, 21), np.float32))
     assert next(raw_batches(sample, (21,), "x")).shape == (3, 21)
@@ -155,10 +230,46 @@ def test_bad_arguments_end_with_one_line_and_code_2(
 def test_unusable_models_are_refused(project: Path) -> None:
     path = paths.WEIGHTS / TASK / f"{TASK}.onnx"
     model = onnx.load(path)
-    helper.set_model_props(model, {"kind": "regression"})
+    helper.set_model_props(model, {"kind": "clustering"})
     onnx.save(model, path)
-    with pytest.raises(InputError, match="found regression"):
+    with pytest.raises(InputError, match="found clustering"):
         score(TASK, "x.hdf5")
     path.write_bytes(b"no model")
     with pytest.raises(InputError, match="expected an ONNX model"):
         score(TASK, "x.hdf5")
+
+
+class SumAndTenth(torch.nn.Module):
+    """Images (B, 4, 125, 125) -> their sum and a tenth of it, (B,) each."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        total = x.sum((1, 2, 3))
+        return total, 0.1 * total
+
+
+def test_masses_are_scored_with_their_uncertainty(
+    project: Path,
+    tmp_path: Path,
+    sparse_array: Callable[..., np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task = "task2e_mass_regression"
+    (project / task).mkdir()
+    (project / task / f"{task}.py").write_text("# %%\n")
+    (paths.WEIGHTS / task).mkdir(parents=True)
+    path = paths.WEIGHTS / task / f"{task}.onnx"
+    example, card = torch.zeros(2, 4, 125, 125), {"kind": "regression"}
+    export_onnx(SumAndTenth(), example, path, ["x"], ["mass", "sigma"], card)
+    x = np.abs(sparse_array(20, (8, 125, 125), seed=1))
+    total = x[:, :4].sum((1, 2, 3))
+    truth = total * np.where(np.arange(20) % 4 == 0, 1.2, 1.05)  # a quarter is off by 2 sigma
+    columns = {"X_jet": nested(x), "am": pa.array(truth.astype(np.float64))}
+    columns |= dict.fromkeys(("pt", "ieta", "iphi"), pa.array(np.ones(20)))
+    pq.write_table(pa.table(columns), tmp_path / "tops.parquet")
+    table = pd.read_csv(score(task, str(tmp_path / "tops.parquet")))
+    np.testing.assert_allclose(table["mass"], total, rtol=1e-5)
+    np.testing.assert_allclose(table["truth"], truth, rtol=1e-5)
+    text = capsys.readouterr().out
+    error = np.abs(total - truth).mean()
+    assert float(re.search(r"MAE +([0-9.]+) \[", text)[1]) == pytest.approx(error, rel=1e-2)
+    assert "within one sigma: 75.0%" in text

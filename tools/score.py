@@ -2,22 +2,25 @@
 
 The ONNX file takes the raw official input, so no training code is involved: the sample is read and
 checked like any other, scored in batches by ONNX Runtime on the CPU, and reported with intervals.
+What is reported depends on the kind of the model: tools/scoring.
 """
 
 import argparse
-from collections.abc import Iterator
+import importlib
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import atomic_path
 from tools.provenance import PROFILES, check_task, display_path
-from tools.wording import entry_text, label
 
-BATCH = 512
+CLASSIFICATION = "binary_classification"
+KINDS = {  # of models -> the module that scores them
+    CLASSIFICATION: "tools.scoring.classification",
+    "regression": "tools.scoring.regression",
+    "super_resolution": "tools.scoring.super_resolution",
+}
 SUFFIXES = (".csv", ".parquet")
 TRAINED_ON = {"official": "official", "standin": "simulated stand-in", "file": "given"}
 
@@ -59,77 +62,6 @@ def open_model(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
         ) from error
 
 
-def official_layout(batch: np.ndarray, expected: tuple[int, ...], name: str) -> np.ndarray:
-    """(B, C, H, W) images in the layout of a model's input without its batch axis.
-
-    Official files keep the channels last, (B, H, W, C), or first. Raises InputError for images
-    of another shape.
-    """
-    channel_last = np.moveaxis(batch, 1, -1)  # (B, H, W, C)
-    if channel_last.shape[1:] == expected:
-        return np.ascontiguousarray(channel_last)
-    if batch.shape[1:] == expected:
-        return batch
-    raise InputError(
-        f"{name}: expected images {expected} as the model does, found {channel_last.shape[1:]}; "
-        "choose the task that these events belong to"
-    )
-
-
-def raw_batches(sample, expected: tuple[int, ...], name: str) -> Iterator[np.ndarray]:
-    """Events of a sample, of images or of a table's low-level columns, as a model takes them.
-
-    ``expected`` is the shape of one event. Raises InputError for events of another shape.
-    """
-    if hasattr(sample, "images"):
-        for _, dense in sample.images.iter_dense(BATCH):
-            yield official_layout(dense.numpy(), expected, name)
-        return
-    columns = sample.low_level.shape[1:]
-    if columns != expected:
-        raise InputError(
-            f"{name}: expected events {expected} as the model does, found {columns}; "
-            "choose the task that these events belong to"
-        )
-    for first in range(0, len(sample.y), BATCH):
-        yield np.ascontiguousarray(sample.low_level[first : first + BATCH])
-
-
-def predict(session: onnxruntime.InferenceSession, sample, name: str) -> Iterator[np.ndarray]:
-    """P(class 1) of every event, (B,) a batch, in the order of the sample."""
-    entry = session.get_inputs()[0]
-    for batch in raw_batches(sample, tuple(entry.shape[1:]), name):
-        (probability,) = session.run(None, {entry.name: batch})
-        yield np.asarray(probability, dtype=np.float32).reshape(-1)
-
-
-def write_predictions(path: Path, y: np.ndarray, probability: np.ndarray) -> None:
-    """Columns event, label, probability as CSV or parquet, by the suffix; atomic."""
-    import pandas as pd
-
-    table = pd.DataFrame({"event": np.arange(len(y)), "label": y, "probability": probability})
-    with atomic_path(path) as temporary:
-        if path.suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
-        else:
-            table.to_csv(temporary, index=False, float_format="%.7g")
-
-
-def report(y: np.ndarray, probability: np.ndarray) -> str:
-    """All metrics with intervals, one a line; of one class only its mean probability."""
-    from e2e_utils.evaluation import evaluate_classifier
-
-    counts = np.bincount(y, minlength=2)
-    if counts.min() == 0:
-        return (
-            f"  no metrics: all events have label {y[0]}; "
-            f"mean P(class 1) = {probability.mean():.4f}"
-        )
-    entries = evaluate_classifier(y, probability)
-    width = max(len(label(name)) for name in entries)
-    return "\n".join(f"  {label(name):{width}s}  {entry_text(e)}" for name, e in entries.items())
-
-
 def score(
     task: str,
     data: str,
@@ -148,10 +80,10 @@ def score(
         raise InputError(f"{out}: expected a name that ends in .csv or .parquet; change OUT=...")
     session = open_model(path)
     card = session.get_modelmeta().custom_metadata_map
-    kind = card.get("kind", "binary_classification")
-    if kind != "binary_classification":
+    kind = card.get("kind", CLASSIFICATION)
+    if kind not in KINDS:
         raise InputError(
-            f"{path}: expected a model for binary_classification, found {kind}; "
+            f"{path}: expected a model for {' or '.join(KINDS)}, found {kind}; "
             "choose another with MODEL=..."
         )
     from e2e_utils.datasets import LOADERS  # brings torch: only after the cheap checks
@@ -162,12 +94,10 @@ def score(
         f"Model: {display_path(path)} ({card.get('profile', 'unknown')} profile, trained on "
         f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"
     )
-    sample = LOADERS[task](path=data, require_both_classes=not predictions_only)
-    probability = np.concatenate(list(predict(session, sample, data)))
-    print(f"{len(sample.y):,} events scored; brackets: 95 % bootstrap interval")
-    print(report(sample.y, probability))
-    write_predictions(out, sample.y, probability)
-    print(f"Predictions: {display_path(out)}")
+    # Only metrics of classes need both of them.
+    both = {"require_both_classes": not predictions_only} if kind == CLASSIFICATION else {}
+    scorer = importlib.import_module(KINDS[kind])
+    scorer.score(session, LOADERS[task](path=data, **both), data, out)
     return out
 
 

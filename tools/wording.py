@@ -8,9 +8,15 @@ LABELS = {
     "r2": "R²",
     "fpd": "FPD",
     "kpd": "KPD",
+    "c2st_auc_low": "two-sample AUC, low level",
+    "c2st_auc_high": "two-sample AUC, high level",
+    "energy_error": "energy, worst channel |ratio - 1|",
+    "occupancy_error": "occupancy, worst channel |ratio - 1|",
+    "tagger_auc": "tagger ROC-AUC",
     "expected_calibration_error": "calibration error",
     "milliseconds_per_event": "inference time [ms/event]",
     "background_rejection_50": "background rejection at 50 % signal efficiency",
+    "background_rejection_70": "background rejection at 70 % signal efficiency",
     "background_rejection_80": "background rejection at 80 % signal efficiency",
 }
 STANDIN_NOTE = (
@@ -36,6 +42,12 @@ def entry_text(entry: dict[str, float], bold: bool = False) -> str:
     value, low, high = (format(entry[name], form) for name in ("value", "low", "high"))
     text = f"{mark}{value}{mark} [{low}, {high}]"
     return text + (f" ± {entry['seed_std']:{form}}" if "seed_std" in entry else "")
+
+
+def entries_text(entries: dict[str, dict[str, float]]) -> str:
+    """All entries of one model, one a line."""
+    width = max(len(label(name)) for name in entries)
+    return "\n".join(f"  {label(name):{width}s}  {entry_text(e)}" for name, e in entries.items())
 
 
 def title(metrics: dict) -> str:

@@ -1,0 +1,34 @@
+"""Regressions: the prediction and its uncertainty for every event, the metrics with intervals."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+
+from e2e_utils.evaluation import evaluate_regression
+from tools.provenance import display_path
+from tools.scoring.events import raw_batches, write_table
+from tools.wording import entries_text
+
+
+def score(session: onnxruntime.InferenceSession, sample, name: str, out: Path) -> None:
+    """Print the metrics of a sample with masses ``m``, write truth and outputs to ``out``.
+
+    The model's first output is the prediction; a second one, "sigma", its uncertainty.
+    """
+    entry, outputs = session.get_inputs()[0], [output.name for output in session.get_outputs()]
+    parts = [
+        session.run(None, {entry.name: batch})
+        for batch in raw_batches(sample, tuple(entry.shape[1:]), name)
+    ]
+    columns = [np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)]
+    table = pd.DataFrame({"event": np.arange(len(sample.m)), "truth": sample.m})
+    table = table.assign(**dict(zip(outputs, columns, strict=True)))
+    print(f"{len(table):,} events scored; brackets: 95 % bootstrap interval")
+    print(entries_text(evaluate_regression(sample.m, columns[0])))
+    if "sigma" in table:
+        covered = np.mean(np.abs(columns[0] - sample.m) < table["sigma"])
+        print(f"  within one sigma: {covered:.1%} of the events")
+    write_table(out, table)
+    print(f"Predictions: {display_path(out)}")

@@ -1,0 +1,71 @@
+"""Super-resolution: the physics of the generated images against the true ones of the sample."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+
+from e2e_utils.fidelity import fpd
+from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
+from tools.provenance import display_path
+from tools.scoring.events import write_table
+from tools.wording import entry_text, label
+
+BATCH = 50  # jets
+
+
+def generated_observables(
+    session: onnxruntime.InferenceSession, sample, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Observables of the true and of the generated images of a sample: two tables, a row a jet.
+
+    Noise is standard normal, from NumPy's ``default_rng(seed)``, batch after batch of
+    ``BATCH`` jets: the same sample gives the same images.
+    """
+    rng = np.random.default_rng(seed)
+    low_name, *noise = session.get_inputs()
+    true, made = [], []
+    for first in range(0, len(sample), BATCH):
+        rows = np.arange(first, min(first + BATCH, len(sample)))
+        low, high = sample.pair(rows)
+        feed = {low_name.name: low.numpy()}
+        for entry in noise:
+            shape = (len(rows), *entry.shape[1:])
+            feed[entry.name] = rng.standard_normal(shape, dtype=np.float32)
+        (images,) = session.run(None, feed)
+        true.append(jet_observables(high.numpy()))
+        made.append(jet_observables(images))
+    return pd.concat(true, ignore_index=True), pd.concat(made, ignore_index=True)
+
+
+def report(true: pd.DataFrame, made: pd.DataFrame) -> str:
+    """Energy response, occupancy and mass with intervals, and the Frechet distance, one a line."""
+    lines = {f"energy response, {name}": f"{name}_energy" for name in NAMES}
+    lines |= {f"occupancy, {name}": f"{name}_hits" for name in NAMES} | {"mass response": "mass"}
+    width = max(map(len, lines))
+    text = [
+        f"  {line:{width}s}  {entry_text(ratio_of_sums([made[c].to_numpy()], true[c].to_numpy()))}"
+        for line, c in lines.items()
+    ]
+    half = len(true) // 2  # of different jets: true ones of the first half, generated of the second
+    if half >= 8:
+        value, error = fpd(true.to_numpy()[:half], made.to_numpy()[half:])
+        floor, _ = fpd(true.to_numpy()[:half], true.to_numpy()[half:])
+        text.append(
+            f"  {label('fpd'):{width}s}  {value:.4g} ± {error:.2g} (true jets: {floor:.4g})"
+        )
+    return "\n".join(text)
+
+
+def score(session: onnxruntime.InferenceSession, sample, name: str, out: Path) -> None:
+    """Print the report of a sample, write the observables of every jet, true and generated."""
+    seed = int(session.get_modelmeta().custom_metadata_map.get("noise_seed", 0))
+    true, made = generated_observables(session, sample, seed)
+    print(f"{len(sample):,} jets; generated over true; brackets: 95 % bootstrap interval")
+    print(report(true, made))
+    table = true.add_prefix("true_").join(made.add_prefix("generated_"))
+    table.insert(0, "event", np.arange(len(table)))
+    table.insert(1, "label", sample.y)
+    write_table(out, table)
+    print(f"Observables of every jet: {display_path(out)}")
