@@ -199,7 +199,7 @@ display(pd.DataFrame(lines).T)
 # ## 3. The generator
 # **One scale.** Low and high resolution enter in GeV and through one and the same function,
 # $\mathrm{asinh}(E/50\,\mathrm{MeV})/3$, linear at the noise and logarithmic above. Normalising the two apart, as is often
-# done, loses the relation $E_{\rm cell}=\sum_i x_i$ that makes the task well posed.
+# done, loses the relation $E_{\mathrm{cell}}=\sum_i x_i$ that makes the task well posed.
 #
 # **Only active cells.** Two per cent of the pixels have a hit. The network therefore works on the list of active cells
 # (about seven per cent of the 4,096) and sees for each the $7\times7$ cells around it in all three channels, whether a
