@@ -1058,7 +1058,8 @@ jobs = missing_jobs(trained, "fine-tuned")
 trained |= run_jobs(jobs, dict.fromkeys(jobs, encoder_weights))
 
 # %% [markdown]
-# What was chosen, on validation events:
+# What was chosen, on validation events (sizes, losses and the rates on offer come from earlier short trials, which were
+# judged on validation events as well; test events were never part of them):
 
 # %%
 ARMS = ("fine-tuned", "frozen", "scratch", "plain network")
@@ -1087,10 +1088,15 @@ spans = {
     arm: [trained[job][0].quality.max() for job in rate_jobs(arm) if job.count == widest]
     for arm in ("fine-tuned", "scratch")
 }
+gap = max(spans["fine-tuned"]) - max(spans["scratch"])
+larger = max(max(values) - min(values) for values in spans.values())
 display(Markdown(
     f"With {fraction_name(widest)} labels the worst and the best learning rate are "
     + " and ".join(f"{max(v) - min(v):.4f} AUC apart ({arm})" for arm, v in spans.items())
-    + ": a comparison at one rate, whichever it is, would say more about the rate than about the arms."
+    + f"; the best of the one arm and of the other {gap:+.4f}. "
+    + ("So a comparison at one rate could say more about the rate than about the arms."
+       if larger > abs(gap) else
+       "The choice of the rate moves an arm by less than what lies between the arms.")
 ))  # fmt: skip
 
 # %%

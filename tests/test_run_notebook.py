@@ -18,7 +18,7 @@ from e2e_utils.errors import InputError
 from tools import run_notebook
 from tools.notebook_outputs import clean_outputs, clean_text, merge_carriage_returns
 from tools.provenance import data_state, read_json, run_key, stale_reason
-from tools.run_notebook import NotebookFailure, check_size, run
+from tools.run_notebook import NotebookFailure, check_size, keep_state_of, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TASK = "task_run"
@@ -180,6 +180,16 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted" in error.splitlines()[-1]
     assert {path.name for path in log.parent.iterdir()} == {"run.log", "state_key"}
+
+
+def test_a_resumed_run_counts_the_seconds_of_earlier_starts(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    assert keep_state_of(folder, "key", force=False) == 0.0
+    (folder / "state").mkdir()
+    (folder / "run.log").write_text("[     0.0 s] begins\n    | [ 9 s] printed\n[  1200.5 s] cell\n")
+    assert keep_state_of(folder, "key", force=False) == 1200.5
+    assert keep_state_of(folder, "another key", force=False) == 0.0
+    assert not (folder / "state").exists()
 
 
 def test_two_runs_of_one_notebook_exclude_each_other(folder: Path) -> None:

@@ -122,10 +122,11 @@ def stage_command(stage: str, job: Job, options: argparse.Namespace) -> list[str
 def stage_environment(threads: int) -> dict[str, str]:
     """Variables of a stage's process: this project's own, and as many threads as it may use.
 
-    Dask's workers start with one thread for every numerical library: all are set again.
+    Dask's workers start with one thread for every numerical library: all are set again. OpenMP's
+    threads give their core back while they wait: spinning ones stall a machine that is shared.
     """
     own = {k: v for k, v in os.environ.items() if k.startswith("E2E_") or k in PASSED_ON}
-    return own | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return own | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def run_stage(command: list[str], folder: str, environment: dict[str, str]) -> tuple[int, str]:

@@ -69,8 +69,9 @@ def run(
     }
     started = time.time()
     with reporting_full_disk(folder / "run.log"), only_run(folder) as stream:
-        keep_state_of(folder, key, force)
-        log = RunLog(stream)
+        earlier = keep_state_of(folder, key, force)
+        stream.truncate(0)
+        log = RunLog(stream, earlier)
         log.write(f"{task}: profile {profile}, data source {data_source}")
         nb = load_script(task)
         try:
@@ -90,14 +91,14 @@ def run(
             "source_hash": source_hash(task),
             "versions": library_versions(),
         }
-        conclude(folder, task, nb, stamp, started)
-        log.write(f"finished in {time.time() - started:.1f} s")
+        conclude(folder, task, nb, stamp | {"seconds": round(log.elapsed(), 1)}, started)
+        log.write("finished")
     return "ran"
 
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[TextIO]:
-    """run.log, emptied and locked: a second run of the same notebook raises InputError."""
+    """run.log, locked: a second run of the same notebook raises InputError."""
     with (folder / "run.log").open("a", encoding="utf-8", buffering=1) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,7 +107,6 @@ def only_run(folder: Path) -> Iterator[TextIO]:
                 f"{display_path(folder)}: expected no other run of this notebook, found one; "
                 "wait for its end"
             ) from error
-        stream.truncate(0)
         yield stream
 
 
@@ -123,7 +123,6 @@ def conclude(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> 
         "data_source": metrics["data"]["source"],
         "data_fingerprint": metrics["data"]["fingerprint"],
         "device": metrics.get("device", "cpu"),
-        "seconds": round(time.time() - started, 1),
     }
     nb = finish(nb, stamp)
     check_size(nb, task)
@@ -137,12 +136,20 @@ def conclude(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> 
     remove(folder / f"{task}.failed.ipynb")
 
 
-def keep_state_of(folder: Path, key: str, force: bool) -> None:
-    """Training state may only be resumed by a run with the same sources, data and parameters."""
+def keep_state_of(folder: Path, key: str, force: bool) -> float:
+    """Training state may only be resumed by a run with the same sources, data and parameters.
+
+    Returns the seconds that earlier starts of this run have taken, by their run.log.
+    """
     owner = folder / "state_key"
-    if force or not owner.exists() or owner.read_text() != key:
+    resumed = not force and owner.exists() and owner.read_text() == key
+    if not resumed:
         remove(folder / "state")
     write_text(owner, key)
+    if not resumed or not (folder / "state").exists():
+        return 0.0
+    times = re.findall(r"^\[ *([\d.]+) s\]", (folder / "run.log").read_text("utf-8"), re.MULTILINE)
+    return float(times[-1]) if times else 0.0
 
 
 def load_script(task: str) -> dict:
@@ -247,16 +254,20 @@ def failing_cell(nb: dict) -> tuple[int, dict]:
 class RunLog:
     """run.log: starts and ends of cells with seconds, and what they print, as it comes."""
 
-    def __init__(self, handle: TextIO) -> None:
+    def __init__(self, handle: TextIO, earlier: float = 0.0) -> None:
         self.handle = handle
-        self.began = time.monotonic()
-        self.cell_began = self.began
+        self.began = time.monotonic() - earlier
+        self.cell_began = time.monotonic()
         self.number = 0
         self.last_bar = 0.0
         self.unfinished = ""
 
+    def elapsed(self) -> float:
+        """Seconds of this run, those of earlier starts that it resumed included."""
+        return time.monotonic() - self.began
+
     def write(self, text: str) -> None:
-        self.handle.write(f"[{time.monotonic() - self.began:8.1f} s] {text}\n")
+        self.handle.write(f"[{self.elapsed():8.1f} s] {text}\n")
 
     def stream(self, text: str) -> None:
         """Printed text: complete lines at once, states of a progress bar now and then."""
