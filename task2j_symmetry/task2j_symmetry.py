@@ -1897,7 +1897,7 @@ for arm in (*orbits, LATENT):
         entry["seed_std"] = float(np.std([c.mean() for c in over_seeds], ddof=1))
     invariant[arm] = {"accuracy": entry}
 display(results_frame(invariant, ["accuracy"]))
-fig, axes = plt.subplots(1, 2, figsize=(11, 3.7))
+fig, axes = plt.subplots(1, 2, figsize=(12, 3.4))
 for number, arm in enumerate(invariant):
     values = np.mean([correct[job] for job in correct if job[0] == arm], 0).mean(0)
     marks = "osD^v<"[number] + plotting.LINES[number % 4]
@@ -1908,7 +1908,7 @@ for axis in axes:
     axis.set(xlabel="angle of the test digits [degrees]", xticks=range(0, 331, 60))
 axes[0].set(ylabel="accuracy", title="whole range")
 axes[1].set(ylim=(0.978, 1.001), title="the same, enlarged; dotted: the aim")
-axes[0].legend(fontsize=8)
+axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
 # %%

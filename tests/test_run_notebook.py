@@ -186,7 +186,7 @@ def test_a_resumed_run_counts_the_seconds_of_earlier_starts(folder: Path) -> Non
     folder.mkdir(parents=True)
     assert keep_state_of(folder, "key", force=False) == 0.0
     (folder / "state").mkdir()
-    (folder / "run.log").write_text("[     0.0 s] begins\n    | [ 9 s] printed\n[  1200.5 s] cell\n")
+    (folder / "run.log").write_text("[     0.0 s] begins\n    | [ 9 s] printed\n[  1200.5 s] end\n")
     assert keep_state_of(folder, "key", force=False) == 1200.5
     assert keep_state_of(folder, "another key", force=False) == 0.0
     assert not (folder / "state").exists()
