@@ -115,12 +115,13 @@ def evaluate(
     scores: ArrayLike | Sequence[ArrayLike],
     n_resamples: int = 1000,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> dict[str, dict[str, float]]:
     """Entries of several metrics for one model, or for one model trained with several seeds.
 
     The value is the mean over the seeds, the interval (95 %) that of this mean under resampling of
-    the events, ``seed_std`` the spread between seeds. Metrics ``BIASED_UPWARDS`` have the interval
-    reflected at the value ("basic" bootstrap) and cut at zero.
+    the events, or of whole ``groups`` (N,) of them; ``seed_std`` the spread between seeds. Metrics
+    ``BIASED_UPWARDS`` have the interval reflected at the value ("basic" bootstrap) and cut at zero.
     """
     scores = [scores] if np.ndim(scores[0]) == 0 else list(scores)
 
@@ -128,7 +129,7 @@ def evaluate(
         return [metric(*arguments) for metric in metrics.values()]
 
     values = np.array([all_metrics(y, score) for score in scores])  # (seeds, metrics)
-    samples = resample(all_metrics, y, scores, n_resamples, seed).mean(axis=1)
+    samples = resample(all_metrics, y, scores, n_resamples, seed, groups).mean(axis=1)
     intervals = np.quantile(samples, [0.025, 0.975], axis=0).T  # (metrics, 2)
     entries = {}
     for name, column, (low, high) in zip(metrics, values.T, intervals, strict=True):

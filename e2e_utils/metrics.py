@@ -144,10 +144,12 @@ def resample(
     scores: Sequence[ArrayLike],
     n_resamples: int = 1000,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> np.ndarray:
     """``metric`` of every score on bootstrap resamples: (n_resamples, n_scores[, ...]).
 
-    A resample gives every event a multinomial count as its weight, the same for all scores.
+    A resample gives every event a multinomial count as its weight, the same for all scores. Rows
+    that share a number in ``groups`` (N,), such as patches of one jet, are drawn together.
     Resamples that lack a class of integer labels are drawn again.
     """
     y = np.asarray(y)
@@ -156,7 +158,8 @@ def resample(
         order = np.argsort(score, kind="stable")
         ordered.append((y[order], score[order], order))
     rng = np.random.default_rng(seed)
-    draws = (_counts(y, rng) for _ in range(n_resamples))
+    member = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    draws = (_counts(y, rng, member) for _ in range(n_resamples))
     return np.array([[metric(t, s, c[order]) for t, s, order in ordered] for c in draws])
 
 
@@ -183,11 +186,15 @@ def paired_bootstrap(
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> Difference:
-    """metric(a) - metric(b), both on the same resamples; lists of scores are averaged."""
+    """metric(a) - metric(b), both on the same resamples; lists of scores are averaged.
+
+    ``groups`` as in `resample`.
+    """
     a, b = _as_list(score_a), _as_list(score_b)
     value = np.mean([metric(y, s) for s in a]) - np.mean([metric(y, s) for s in b])
-    samples = resample(metric, y, a + b, n_resamples, seed)
+    samples = resample(metric, y, a + b, n_resamples, seed, groups)
     samples = samples[:, : len(a)].mean(axis=1) - samples[:, len(a) :].mean(axis=1)
     tail = min(np.sum(samples <= 0), np.sum(samples >= 0))
     p_value = min(1.0, 2 * (tail + 1) / (n_resamples + 1))
@@ -221,9 +228,10 @@ def _percentiles(samples: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _counts(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _counts(y: np.ndarray, rng: np.random.Generator, member: np.ndarray) -> np.ndarray:
+    n_groups = member.max() + 1
     while True:
-        counts = np.bincount(rng.integers(len(y), size=len(y)), minlength=len(y))
+        counts = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)[member]
         if y.dtype.kind not in "iub" or np.ptp(y[counts > 0]) == np.ptp(y):
             return counts
 

@@ -137,6 +137,16 @@ def test_resamples_equal_those_of_scikit_learn() -> None:
         assert value == pytest.approx(reference.roc_auc_score(y[rows], score[rows]))
 
 
+def test_rows_of_a_group_are_drawn_together() -> None:
+    """Every row four times gives the interval of the rows themselves, not half of it."""
+    y, score, _ = toy(200, 3, 1)
+    once = resample(roc_auc, y, [score], n_resamples=20, seed=5)
+    repeated, groups = (np.repeat(values, 4) for values in (score, np.arange(200)))
+    grouped = resample(roc_auc, np.repeat(y, 4), [repeated], 20, seed=5, groups=groups + 7)
+    np.testing.assert_allclose(grouped, once)
+    assert resample(roc_auc, np.repeat(y, 4), [repeated], 20, seed=5).std() < 0.75 * once.std()
+
+
 def test_interval_covers_the_truth() -> None:
     distance, rng, covered, width = 1.0, np.random.default_rng(0), 0, []
     truth = norm.cdf(distance / np.sqrt(2))

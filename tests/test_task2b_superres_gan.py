@@ -324,9 +324,10 @@ def test_two_sample_scores_find_a_shift_and_nothing_in_noise(notebook):
     rng = np.random.default_rng(0)
     jets = np.arange(400)
     a, b = rng.normal(size=(2, 400, 3))
-    label, scores = notebook.two_sample_scores(a, b + 2, jets, jets + 400)
+    label, scores, jet = notebook.two_sample_scores(a, b + 2, jets, jets + 400)
     assert notebook.roc_auc(label, scores) > 0.9
-    label, scores = notebook.two_sample_scores(a, b, jets, jets + 400)
+    np.testing.assert_array_equal(jet >= 400, label == 1)
+    label, scores, _ = notebook.two_sample_scores(a, b, jets, jets + 400)
     assert abs(notebook.roc_auc(label, scores) - 0.5) < 0.12
 
 
