@@ -135,6 +135,28 @@ def test_mirrors_change_the_sign_of_one_impact_parameter(notebook):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("mirrors", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("arm", ["all channels", "ECAL only"])
+def test_views_of_hits_are_those_of_complete_images(notebook, mirrors, arm):
+    """So that what was trained on hits is what the exported graph computes from images."""
+    torch.manual_seed(0)
+    model, rows = notebook.build_model(arm).eval(), np.array([5, 3, 100])
+    torch.nn.init.normal_(model.head[-1].weight)
+    x = notebook.images.dense(rows)
+    x[0, :, 1, 2] = torch.tensor([1e5, -50, 12, 4000])  # outliers
+    x[1, 0] = 0  # no tracks
+    images = SparseImages.from_dense(x.numpy())
+    for axis, wanted in zip((2, 3), mirrors, strict=True):
+        x = notebook.mirror(x, axis) if wanted else x
+    views = notebook.views_of_hits(images, np.arange(3), model.channels, mirrors)
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(views, notebook.to_views(notebook.robust(x) * model.visible))
+    moments = notebook.moments_of(images, np.arange(3), model.visible)  # no mirror changes them
+    with torch.no_grad():
+        found = model(views, None, torch.from_numpy(moments))
+        torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-3)
+
+
 def test_flip_average_is_invariant(notebook):
     torch.manual_seed(0)
     network = notebook.MassNetwork()
