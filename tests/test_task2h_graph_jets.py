@@ -93,7 +93,7 @@ def test_a_tower_counts_once_whatever_its_pixels(notebook):
     tower = nodes[0, 12]
     assert tower[notebook.ENERGY].item() == pytest.approx(2, rel=1e-5)
     assert tower[: notebook.COLUMN + 1].tolist() == [62, 62]
-    table = attributes.view(2, 3, 3)  # energy and number, region, channel
+    table = attributes.view(3, 6, 3)  # energy, number and squares, region, channel
     assert table[0, :, 2].numpy() == pytest.approx(np.log(1 + 2) / 2 - 2, rel=1e-5)
     assert table[1, :, 2].numpy() == pytest.approx(np.log(1 + 25) / 2 - 2, rel=1e-5)
     assert (table[:, :, :2] == -2).all()
@@ -102,9 +102,10 @@ def test_a_tower_counts_once_whatever_its_pixels(notebook):
 def test_attributes_count_pixels_within_circles(notebook):
     x = torch.zeros(1, 3, 125, 125)
     x[0, 1, 62, [62, 75, 90, 120]] = torch.tensor([1.0, 2.0, 4.0, 8.0])  # 0, 0.23, 0.49, 1.0 away
-    table = ((notebook.graph_attributes(x).view(2, 3, 3) + 2) * 2).exp() - 1
-    np.testing.assert_allclose(table[0, :, 1], [15, 3, 1], rtol=1e-4)
-    np.testing.assert_allclose(table[1, :, 1], [4, 2, 1], rtol=1e-4)
+    table = ((notebook.graph_attributes(x).view(3, 6, 3) + 2) * 2).exp() - 1
+    np.testing.assert_allclose(table[0, :, 1], [15, 7, 3, 1, 1, 1], rtol=1e-4)
+    np.testing.assert_allclose(table[1, :, 1], [4, 3, 2, 1, 1, 1], rtol=1e-4)
+    np.testing.assert_allclose(table[2, :, 1] * 10, [85, 21, 5, 1, 1, 1], rtol=1e-4)
 
 
 def test_nodes_are_the_highest_pixels_of_each_channel(notebook):
