@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import onnx
 import pandas as pd
@@ -119,6 +120,46 @@ def test_jets_of_a_parquet_file_are_scored_as_raw_images(
     expected = 1 / (1 + np.exp(-x.mean((1, 2, 3))))
     np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
     np.testing.assert_array_equal(table["label"], y)
+
+
+class ClassMassMomentum(torch.nn.Module):
+    """Images (B, 8, 125, 125) -> three numbers (B,)."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total = x.sum((1, 2, 3))
+        return (total / 1000 - 1).sigmoid(), total / 10, total
+
+
+@pytest.mark.parametrize("keys", [("jet", "Y", "m", "pT"), ("jet", "Y")])
+def test_further_outputs_are_scored_as_regressions(
+    project: Path,
+    tmp_path: Path,
+    sparse_array: Callable[..., np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+    keys: tuple[str, ...],
+) -> None:
+    task = "task2i_foundation"
+    (project / task).mkdir()
+    (project / task / f"{task}.py").write_text("# %%\n")
+    (paths.WEIGHTS / task).mkdir(parents=True)
+    graph, path = ClassMassMomentum(), paths.WEIGHTS / task / f"{task}.onnx"
+    names, card = ["probability", "m", "pT"], {"kind": "binary_classification"}
+    export_onnx(graph, torch.zeros(2, 8, 125, 125), path, ["x"], names, card)
+    x, y = np.abs(sparse_array(12, (125, 125, 8), 0.01)), np.arange(12) % 2
+    total = x.sum((1, 2, 3))
+    columns = {"jet": x, "Y": y, "m": total / 10, "pT": total + 5}
+    with h5py.File(tmp_path / "jets.h5", "w") as file:
+        for key in keys:
+            file[key] = columns[key] if key == "jet" else columns[key][:, None].astype(np.float32)
+    table = pd.read_csv(score(task, str(tmp_path / "jets.h5")))
+    np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(1 - total / 1000)), rtol=1e-4)
+    np.testing.assert_allclose(table["m"], total / 10, rtol=1e-4)
+    text = capsys.readouterr().out
+    assert "ROC-AUC" in text
+    assert ("m, GeV:" in text) == ("true_m" in table) == ("m" in keys)
+    if "pT" in keys:
+        np.testing.assert_allclose(table["true_pT"], total + 5, rtol=1e-4)
+        assert re.search(r"pT, GeV:\n\s+MAE\s+5\.0", text)
 
 
 class NearestPlusNoise(torch.nn.Module):

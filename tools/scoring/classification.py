@@ -1,4 +1,8 @@
-"""Classifiers: P(class 1) of every event, and the metrics with intervals."""
+"""Classifiers: P(class 1) of every event, and the metrics with intervals.
+
+A graph may answer more than the class. An output "m" or "pT" is scored as a regression of it where
+the sample knows it.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,18 +11,24 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 
-from e2e_utils.evaluation import evaluate_classifier
+from e2e_utils.evaluation import evaluate_classifier, evaluate_regression
 from tools.provenance import display_path
 from tools.scoring.events import raw_batches, write_table
 from tools.wording import entries_text
 
+NUMBERS = {"m": "m", "pT": "pt"}  # output of a graph -> what the sample calls it
 
-def predict(session: onnxruntime.InferenceSession, sample, name: str) -> Iterator[np.ndarray]:
-    """P(class 1) of every event, (B,) a batch, in the order of the sample."""
-    entry = session.get_inputs()[0]
+
+def predict(
+    session: onnxruntime.InferenceSession, sample, name: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """P(class 1) and the outputs of NUMBERS, (B,) each, of one batch after the other."""
+    entry, (first, *others) = session.get_inputs()[0], (o.name for o in session.get_outputs())
+    outputs = {"probability": first} | {other: other for other in others if other in NUMBERS}
     for batch in raw_batches(sample, tuple(entry.shape[1:]), name):
-        (probability,) = session.run(None, {entry.name: batch})
-        yield np.asarray(probability, dtype=np.float32).reshape(-1)
+        found = session.run(list(outputs.values()), {entry.name: batch})
+        columns = (np.asarray(values, dtype=np.float32).reshape(-1) for values in found)
+        yield dict(zip(outputs, columns, strict=True))
 
 
 def report(y: np.ndarray, probability: np.ndarray) -> str:
@@ -33,10 +43,16 @@ def report(y: np.ndarray, probability: np.ndarray) -> str:
 
 
 def score(session: onnxruntime.InferenceSession, sample, name: str, out: Path) -> None:
-    """Print the metrics of a sample, write event, label and probability to ``out``."""
-    probability = np.concatenate(list(predict(session, sample, name)))
+    """Print the metrics of a sample, write event, label and outputs to ``out``."""
+    parts = list(predict(session, sample, name))
+    found = {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
     print(f"{len(sample.y):,} events scored; brackets: 95 % bootstrap interval")
-    print(report(sample.y, probability))
-    columns = {"event": np.arange(len(sample.y)), "label": sample.y, "probability": probability}
+    print(report(sample.y, found["probability"]))
+    columns = {"event": np.arange(len(sample.y)), "label": sample.y, **found}
+    for output in [name for name in NUMBERS if name in found]:
+        truth = getattr(sample, NUMBERS[output], None)
+        if truth is not None and np.isfinite(truth).all():
+            columns[f"true_{output}"] = truth
+            print(f"{output}, GeV:\n{entries_text(evaluate_regression(truth, found[output]))}")
     write_table(out, pd.DataFrame(columns))
     print(f"Predictions: {display_path(out)}")
