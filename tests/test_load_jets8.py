@@ -1,6 +1,7 @@
 """Jets of eight channels: sources, one split, ranges of bytes, memory, errors of broken files."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from data.catalog import dataset as catalog_dataset
 from e2e_utils import hdf5_schema, paths, remote_file
-from e2e_utils.datasets import LOADERS, jets8, load_jets8, prepare
+from e2e_utils.datasets import LOADERS, jets8, load_jets8, prepare, tasks
 from e2e_utils.errors import InputError
 from tests.flaky_server import Served, flaky_server
 
@@ -128,6 +129,9 @@ def test_stand_in_is_made_where_official_files_are_missing(write, data_folder, m
         return write("u.h5", ("jet",)), write("l.h5", ("jet", "Y")), write("f.h5")
 
     monkeypatch.setattr("data.simulate.jets8.generate", generate)
+    for other in ("load_quark_gluon", "load_top_mass"):  # task 2i transfers its encoder to them
+        stand_in = SimpleNamespace(description="simulated stand-in events")
+        monkeypatch.setattr(tasks, other, lambda *_, stand_in=stand_in: stand_in)
     assert load_jets8("auto", "smoke").source == "standin"
     assert len(load_jets8("standin", max_events=3)) == 3
     assert len(load_jets8("standin", "smoke", labelled=False)) == 0

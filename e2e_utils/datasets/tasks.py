@@ -56,6 +56,12 @@ def _prepare_jets8(source: str, profile: str) -> str:
     return load_jets8(source, profile).description
 
 
+def _prepare_foundation(source: str, profile: str) -> str:
+    """The jets of eight channels, and those that the encoder is transferred to."""
+    loaders = load_jets8, load_quark_gluon, load_top_mass
+    return "; ".join(load(source, profile).description for load in loaders)
+
+
 # What `make data` does: (source, profile) -> one line that says which events are there.
 PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "common_task1": lambda source, profile: load_electron_photon(source, profile).description,
@@ -71,6 +77,6 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "task2f_cmssw_inference": _prepare_cmssw_inference,
     "task2g_ssl_vit": _prepare_jets8,
     "task2h_graph_jets": lambda source, profile: load_quark_gluon(source, profile).description,
-    "task2i_foundation": _prepare_jets8,
+    "task2i_foundation": _prepare_foundation,
     "task2j_symmetry": lambda source, profile: load_rotated_mnist(source, profile).description,
 }
