@@ -1393,7 +1393,9 @@ if ablated:
     display(pd.DataFrame(lines).T)
     lines = {}
     for weight, (label, score, jet) in weighted.items():
-        d = paired_bootstrap(roc_auc, label, score, weighted[0.0].score, n_resamples=200, groups=jet)
+        d = paired_bootstrap(
+            roc_auc, label, score, weighted[0.0].score, n_resamples=200, groups=jet
+        )
         lines[weight] = {"low-level AUC (0.5: perfect)": f"{roc_auc(label, score):.4f}",
                          "change": "" if weight == 0 else f"{d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"}  # fmt: skip
     display(pd.DataFrame(lines).T.rename_axis("adversarial weight"))
