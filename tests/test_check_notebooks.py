@@ -121,3 +121,9 @@ def test_the_command_lists_problems_and_exits_with_1(
 def test_ruff_findings_are_listed(published: Path) -> None:
     (published / "bad.py").write_text("import os\nx = undefined\n")
     assert any(problem.startswith("bad.py:") for problem in check_notebooks.ruff_problems())
+
+
+def test_unformatted_files_are_listed(published: Path) -> None:
+    (published / "bad.py").write_text("x = [1,2]\n")
+    found = [p for p in check_notebooks.ruff_problems() if p.startswith("bad.py:1: unformatted")]
+    assert len(found) == 1

@@ -172,24 +172,25 @@ def generated_problems() -> list[str]:
 
 def ruff_problems() -> list[str]:
     """Findings of ruff (rules and format), one a line."""
-    ruff = [sys.executable, "-m", "ruff"]
-    lint = subprocess.run(
-        [*ruff, "check", "--output-format", "json", "."],
+    return [
+        *ruff_findings("check", "--output-format", "json"),
+        *ruff_findings("format", "--check", "--output-format", "json"),
+    ]
+
+
+def ruff_findings(*arguments: str) -> list[str]:
+    """What one call of ruff finds in the tree; its last line where it fails itself."""
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", *arguments, "."],
         cwd=paths.ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if lint.returncode not in (0, 1):
-        return [f"ruff: {lint.stderr.strip().splitlines()[-1]}"]
-    problems = [
+    if result.returncode not in (0, 1):
+        return [f"ruff: {result.stderr.strip().splitlines()[-1]}"]
+    return [
         f"{Path(found['filename']).relative_to(paths.ROOT)}:{found['location']['row']}: "
         f"{found['code']} {found['message']}"
-        for found in json.loads(lint.stdout)
+        for found in json.loads(result.stdout or "[]")
     ]
-    style = subprocess.run(
-        [*ruff, "format", "--check", "."],
-        cwd=paths.ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    lines = style.stdout.splitlines()
-    return problems + [f"{line} (ruff format)" for line in lines if line.startswith("Would")]
 
 
 def task_problems(task: str) -> list[str]:

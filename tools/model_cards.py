@@ -109,25 +109,26 @@ def onnx_signature(path: Path) -> str:
 
 def loading_example(task: str, files: list[Path]) -> list[str]:
     """Python lines that load the first ONNX and the first safetensors file."""
-    lines = []
+    imports, lines = [], []
     names = [path.name for path in files]
     model = next((n for n in names if n == f"{task}.onnx"), None) or next(
         (n for n in names if n.endswith(".onnx")), None
     )
     if model:
-        lines += [
-            "import onnxruntime",
-            f'session = onnxruntime.InferenceSession("weights/{task}/{model}")',
-        ]
+        imports.append("import onnxruntime")
+        lines.append(f'session = onnxruntime.InferenceSession("weights/{task}/{model}")')
     weights = next((n for n in names if n.endswith(".safetensors")), None)
     if weights:
-        lines += [
+        imports += [
             "from safetensors.torch import load_file",
-            f'state = load_file("weights/{task}/{weights}")',
+            "",
             "from e2e_utils.notebook import load_definitions",
+        ]
+        lines += [
+            f'state = load_file("weights/{task}/{weights}")',
             f'definitions = load_definitions("{task}")  # the classes of the notebook',
         ]
-    return lines
+    return [*imports, "", *lines] if lines else []
 
 
 def safetensors_header(path: Path) -> dict:
