@@ -116,7 +116,7 @@ def loading_example(task: str, files: list[Path]) -> list[str]:
     )
     if model:
         imports.append("import onnxruntime")
-        lines.append(f'session = onnxruntime.InferenceSession("weights/{task}/{model}")')
+        lines.append(f'session = onnxruntime.InferenceSession(f"{{folder}}/{model}")')
     weights = next((n for n in names if n.endswith(".safetensors")), None)
     if weights:
         imports += [
@@ -125,10 +125,10 @@ def loading_example(task: str, files: list[Path]) -> list[str]:
             "from e2e_utils.notebook import load_definitions",
         ]
         lines += [
-            f'state = load_file("weights/{task}/{weights}")',
+            f'state = load_file(f"{{folder}}/{weights}")',
             f'definitions = load_definitions("{task}")  # the classes of the notebook',
         ]
-    return [*imports, "", *lines] if lines else []
+    return [*imports, "", f'folder = "weights/{task}"', *lines] if lines else []
 
 
 def safetensors_header(path: Path) -> dict:
