@@ -145,10 +145,10 @@ CONFIGS = {
     ),
     "standard": Config(
         counts=(32, 32, 16),
-        schedules={"dynamic edges": Schedule(12), "pair attention": Schedule(10),
-                   "deep sets": Schedule(12), "cnn": Schedule(6)},
+        schedules={"dynamic edges": Schedule(5), "pair attention": Schedule(4),
+                   "deep sets": Schedule(6), "cnn": Schedule(2)},
         seeds={"dynamic edges": 3, "pair attention": 3, "deep sets": 3, "cnn": 1},
-        ablation=Schedule(5), ablation_jets=6_000,
+        ablation=Schedule(4), ablation_jets=6_000,
     ),
     "full": Config(
         counts=(40, 40, 20),
@@ -1013,7 +1013,7 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
             cycle.step()
             average.update_parameters(accelerator.unwrap_model(network))
             total += loss.detach()
-        parts = {"train": rows[: len(splits.validation)], "validation": splits.validation}
+        parts = {"train": rows[:2000], "validation": splits.validation}
         scores = {f"{part}_roc_auc": roc_auc(y[r], predict(job.arm, average.module, r, job.selection))
                   for part, r in parts.items()}  # fmt: skip
         history.append({"epoch": epoch + 1, "loss": float(total) / steps, **scores})
