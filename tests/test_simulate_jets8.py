@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import awkward as ak
 import h5py
 import numpy as np
 import pytest
 
 from data import calibration_boosted as calibration
 from data.catalog import dataset
-from data.simulate import boosted, boosted_reconstruction, jets8, jets_events
+from data.simulate import boosted, boosted_events, boosted_reconstruction, jets8, jets_events
 from data.simulate.boosted_events import Hard, PairEvents
 from data.simulate.jets_events import PHOTON, Particles
 from e2e_utils import paths
@@ -142,16 +143,20 @@ def test_shards_depend_on_their_seed_alone(shards, small_pools) -> None:
 
 
 def test_pixels_are_scaled_per_image_and_channel() -> None:
-    images = np.zeros((2, 8, 4, 4), np.float32)
-    images[0, 0, 1, 1], images[0, 0, 2, 2] = 5, 20
-    images[0, 1, 0, 0], images[0, 1, 3, 3] = -4, 2
-    images[1, 0, 1, 1] = 0.1
-    result = jets8.scaled(images)
+    hits = [(0, 0, 1, 1, 5), (0, 0, 2, 2, 20), (0, 1, 0, 0, -4), (0, 1, 3, 3, 2), (2, 0, 1, 1, 0.1)]
+    jet, *place, value = zip(*hits, strict=True)
+    packed = {
+        "counts": np.bincount(jet),  # the second image is empty
+        "index": np.ravel_multi_index(place, boosted.SHAPE).astype(np.uint32),
+        "value": np.array(value, np.float32),
+    }
+    packed = jets8.scaled(packed)
+    assert packed["value"].dtype == np.float32
+    result = boosted.unpacked(packed)
     assert result[0, 0, 1, 1] == pytest.approx(63.75)
-    assert result[0, 0, 2, 2] == result[0, 1, 3, 3] == result[1, 0, 1, 1] == 255
-    assert result[0, 1, 0, 0] == 0
-    assert not result[:, 2:].any()
-    assert result.dtype == np.float32
+    assert result[0, 0, 2, 2] == result[0, 1, 3, 3] == result[2, 0, 1, 1] == 255
+    assert (result > 0).sum() == 4
+    assert result.min() == 0
 
 
 def test_fat_jets_of_an_event_with_two_known_jets() -> None:
@@ -188,6 +193,24 @@ def test_events_hold_two_tops_or_two_partons() -> None:
     particles, _, partons = PairEvents(False, np.random.SeedSequence(0)).batch(5)
     assert partons.momenta.shape == (5, 2, 4)
     assert len(particles.pt) == particles.offsets[-1]
+
+
+def test_flat_columns_hold_what_awkward_arrays_do() -> None:
+    """Particles as the other simulations of jets read them; displacements from the same record."""
+    pythia, _ = jets_events.make_pythia((*boosted_events.QCD, "PhaseSpace:pTHatMin = 400"), 7)
+    record = pythia.nextBatch(8).prt
+    particles, origin = boosted_events.seen(boosted_events.columns_of(record))
+    for ours, expected in zip(particles, jets_events.visible(record), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+        assert ours.dtype == expected.dtype
+    final = record[record.status > 0]
+    eta = np.arcsinh(final.p.pz / np.hypot(final.p.px, final.p.py))
+    unseen = (abs(final.id) == 12) | (abs(final.id) == 14) | (abs(final.id) == 16)
+    kept = final[~unseen & (abs(eta) < jets_events.ETA_LIMIT)]
+    x, y = (ak.to_numpy(ak.fill_none(ak.flatten(v), 0)) for v in (kept.vProd.px, kept.vProd.py))
+    np.testing.assert_allclose(origin.radius, 0.1 * np.hypot(x, y))
+    assert (origin.radius > 0).any()
+    assert (np.abs(origin.d0) <= origin.radius + 1e-12).all()
 
 
 # Calibration

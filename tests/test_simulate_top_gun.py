@@ -130,13 +130,25 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         top_gun.generate(10, tmp_path, conditions="perfect")
 
 
-def test_packing_is_lossless_and_rows_can_be_chosen() -> None:
+def test_unpacking_fills_towers_and_rows_can_be_chosen() -> None:
     rng = np.random.default_rng(0)
     images = np.where(rng.random((4, 8, 125, 125)) < 0.01, rng.normal(size=(4, 8, 125, 125)), 0)
-    images[:, boosted.HCAL] = rng.random((4, 25, 25)).repeat(5, axis=1).repeat(5, axis=2)
+    images[:, boosted.HCAL] = 0
+    images[:, boosted.HCAL, ::5, ::5] = rng.random((4, 25, 25))
     images = images.astype(np.float32)
-    shard = boosted.packed(images) | {"m": np.arange(4.0)}
+    jet, index = np.nonzero(images.reshape(4, -1))
+    shard = {
+        "counts": np.bincount(jet, minlength=4),
+        "index": index.astype(np.uint32),
+        "value": images.reshape(4, -1)[jet, index],
+        "m": np.arange(4.0),
+    }
+    towers = images[:, boosted.HCAL, ::5, ::5]
+    images[:, boosted.HCAL] = towers.repeat(5, axis=1).repeat(5, axis=2)
     np.testing.assert_array_equal(boosted.unpacked(shard), images)
+    used = np.ones((4, 125, 125, 8))  # of other strides, with another image in it
+    boosted.unpacked(shard, used.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(used, images.transpose(0, 2, 3, 1))
     chosen = boosted.rows_of(shard, np.array([2, 0]))
     np.testing.assert_array_equal(boosted.unpacked(chosen), images[[2, 0]])
     assert chosen["m"].tolist() == [2, 0]
@@ -191,8 +203,8 @@ def images_of(n: int = 30, axis: tuple = (0.02, 0.02), detector=None, tracker=No
     table |= {name: np.asarray(values, float) for name, values in columns.items()}
     kind = np.asarray(columns["kind"], np.int8)
     charge = np.asarray(columns.get("charge", np.zeros(size)), np.int8)
-    images, seeds = np.zeros((n, 8, 125, 125), np.float32), np.zeros((n, 2), np.int64)
-    fits = boosted_detector.render(
+    counts, seeds = np.zeros(n, np.int64), np.zeros((n, 2), np.int64)
+    index, value, fits = boosted_detector.render(
         np.random.Generator(np.random.PCG64(0)),
         np.zeros(n, np.int64),
         np.full(n, size),
@@ -205,10 +217,10 @@ def images_of(n: int = 30, axis: tuple = (0.02, 0.02), detector=None, tracker=No
         np.zeros(n),
         detector or Detector(),
         tracker or Tracker(efficiency=1.0, stray_hits=0.0, second_hit=0.0, wrong_hit=0.0),
-        images,
+        counts,
         seeds,
     )
-    return images, seeds, fits
+    return boosted.unpacked({"counts": counts, "index": index, "value": value}), seeds, fits
 
 
 def test_energies_lie_in_their_channels() -> None:

@@ -12,7 +12,6 @@ from data.simulate.jets_detector import Detector
 from data.simulate.jets_events import Particles
 
 SHAPE = (8, 125, 125)
-PIXELS = 125 * 125
 HCAL = 4  # the channel
 SOURCES = (
     "boosted.py",
@@ -40,15 +39,15 @@ def images_of(
     axes: np.ndarray,
     detector: Detector,
     tracker: Tracker,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (k, 8, 125, 125), seeds (k, 2), and which of n jets (n,) they are.
+) -> tuple[shards.Arrays, np.ndarray, np.ndarray]:
+    """Images of k jets, packed; seeds (k, 2); which of n jets (n,) they are.
 
+    Packed: ``counts`` (k,), ``index`` and ``value`` of active pixels (`boosted_detector.render`).
     Jet i is in the event ``rows[i]``, whose vertex is at ``vertices[rows[i]]`` (cm), around
     ``axes[i]`` (eta, phi).
     """
-    images = np.zeros((len(rows), *SHAPE), np.float32)
-    seeds = np.zeros((len(rows), 2), np.int64)
-    fits = render(
+    counts, seeds = np.zeros(len(rows), np.int64), np.zeros((len(rows), 2), np.int64)
+    index, value, fits = render(
         rng,
         events.offsets[rows],
         events.offsets[rows + 1],
@@ -58,40 +57,28 @@ def images_of(
         vertices[rows],
         detector,
         tracker,
-        images,
+        counts,
         seeds,
     )
-    return images[fits], seeds[fits], fits
+    return {"counts": counts[fits], "index": index, "value": value}, seeds[fits], fits
 
 
-def packed(images: np.ndarray) -> shards.Arrays:
-    """Images (n, 8, 125, 125) as ``counts`` (n,), ``index`` and ``value`` of active pixels.
+def unpacked(shard: shards.Arrays, images: np.ndarray | None = None) -> np.ndarray:
+    """The images (n, 8, 125, 125) float32 of a shard, or in ``images``, whatever that holds.
 
-    ``index`` counts within the flattened (8, 125, 125) image; of an HCAL tower only the first pixel
-    is kept.
+    ``images`` may have any strides and any type of numbers.
     """
-    images = images.copy()
-    towers = np.zeros_like(images[:, HCAL])
-    towers[:, ::TOWER, ::TOWER] = images[:, HCAL, ::TOWER, ::TOWER]
-    images[:, HCAL] = towers
-    flat = images.reshape(len(images), -1)  # (n, 8, 125, 125) -> (n, 125000)
-    position = np.flatnonzero(flat)
-    event = position // flat.shape[1]
-    return {
-        "counts": np.bincount(event, minlength=len(flat)),
-        "index": (position % flat.shape[1]).astype(np.uint32),
-        "value": flat.reshape(-1)[position],
-    }
-
-
-def unpacked(shard: shards.Arrays) -> np.ndarray:
-    """The images (n, 8, 125, 125) float32 of a shard."""
     n = len(shard["counts"])
-    images = np.zeros((n, int(np.prod(SHAPE))), np.float32)
-    images[np.repeat(np.arange(n), shard["counts"]), shard["index"]] = shard["value"]
-    images = images.reshape(n, *SHAPE)  # (n, 125000) -> (n, 8, 125, 125)
-    towers = images[:, HCAL, ::TOWER, ::TOWER]
-    images[:, HCAL] = towers.repeat(TOWER, axis=1).repeat(TOWER, axis=2)
+    if images is None:
+        images = np.zeros((n, *SHAPE), np.float32)
+    else:
+        images[:] = 0
+    place = np.unravel_index(shard["index"], SHAPE)  # channel, row, column
+    images[np.repeat(np.arange(n), shard["counts"]), *place] = shard["value"]
+    towers = images[:, HCAL, ::TOWER, ::TOWER].copy()
+    for row in range(TOWER):
+        for column in range(TOWER):
+            images[:, HCAL, row::TOWER, column::TOWER] = towers
     return images
 
 

@@ -119,22 +119,82 @@ def add_track(rng, tracks, eta, phi, pt, kind, d0, dz, born, top, left, t):
 
 
 @numba.njit(cache=True, nogil=True)
+def longer(values, used, size):
+    """The first ``used`` of ``values`` in an array of ``size``."""
+    result = np.empty(size, values.dtype)
+    result[:used] = values[:used]
+    return result
+
+
+@numba.njit(cache=True, nogil=True)
+def pack_tracks(tracks, first_row, first_col, index, value, used):
+    """Append the three channels of ``tracks`` (4, CELLS, CELLS); returns how many hits there are.
+
+    The pT of a pixel's tracks is summed, their impact parameters are averaged.
+    """
+    for channel in range(3):
+        for a in range(SIZE):
+            for b in range(SIZE):
+                count = tracks[3, first_row + a, first_col + b]
+                if count == 0.0:
+                    continue
+                pixel = tracks[channel, first_row + a, first_col + b]
+                number = np.float32(pixel if channel == 0 else pixel / count)
+                if number != 0.0:
+                    index[used], value[used] = (channel * SIZE + a) * SIZE + b, number
+                    used += 1
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def pack(cells, first_row, first_col, channel, index, value, used):
+    """Append the image's part of ``cells`` (CELLS, CELLS); returns how many hits there are."""
+    for a in range(SIZE):
+        for b in range(SIZE):
+            number = np.float32(cells[first_row + a, first_col + b])
+            if number != 0.0:
+                index[used], value[used] = (channel * SIZE + a) * SIZE + b, number
+                used += 1
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def pack_towers(hcal, first_row, first_col, index, value, used):
+    """Append the first pixel of each tower of ``hcal`` (GRID, GRID); returns how many hits."""
+    for a in range(SIZE // TOWER):
+        for b in range(SIZE // TOWER):
+            energy = hcal[first_row // TOWER + a, first_col // TOWER + b]
+            number = np.float32(energy / (TOWER * TOWER))
+            if number != 0.0:
+                index[used], value[used] = ((4 * SIZE + a * TOWER) * SIZE) + b * TOWER, number
+                used += 1
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
 def render(
     rng, starts, stops, pt, eta, phi, energy, kind, charge, vertex, d0, dz, radius,
-    axes, primary, d, t, images, seeds,
+    axes, primary, d, t, counts, seeds,
 ):  # fmt: skip
-    """Fill ``images`` (n, 8, 125, 125), see CHANNELS, and ``seeds`` (n, 2), their central towers.
+    """Active pixels of n images (8, 125, 125), see CHANNELS: their ``index`` and ``value`` (hits,).
+
+    Those of an image follow each other, ``index`` counts within the flattened image and rises; of
+    an HCAL tower, whose energy all its pixels share, only the first pixel is there. Fills
+    ``counts`` (n,), the hits of an image, and ``seeds`` (n, 2), its central tower.
 
     Particles as in `jets_events.Particles` and `boosted_events.Displacements`; jet i sees those of
     ``starts[i]:stops[i]``. ``axes`` (n, 2): eta and phi of the jets; ``primary`` (n,): z of their
     vertices in cm; ``d`` a `jets_detector.Detector`, ``t`` a `Tracker`. pT and energies in GeV;
-    impact parameters in units of their errors. Returns a mask (n,): jets whose seed is too far from
-    eta = 0 stay empty.
+    impact parameters in units of their errors. Also returns a mask (n,): jets whose seed is too far
+    from eta = 0 stay empty.
     """
-    tracks, hits = np.zeros((4, CELLS, CELLS)), np.zeros((3, CELLS, CELLS))
+    # Dense images exist one at a time, where they stay in the processor's cache.
+    tracks, hits = np.zeros((4, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), dtype=np.float32)
     ecal, hcal = np.zeros((CELLS, CELLS)), np.zeros((GRID, GRID))
     keep = np.zeros((CELLS, CELLS), dtype=np.bool_)
     done = np.zeros(len(axes), dtype=np.bool_)
+    index, value = np.empty(1024 * len(axes), np.uint32), np.empty(1024 * len(axes), np.float32)
+    used = 0
     for jet in range(len(axes)):
         axis_eta, axis_phi = axes[jet, 0], axes[jet, 1]
         tower_row = math.floor(axis_eta / (TOWER * PITCH))
@@ -189,16 +249,14 @@ def render(
         seeds[jet, 1] = (tower_col - GRID // 2 + seed_col) % COLUMNS
         first_row, first_col = TOWER * (seed_row - HALF), TOWER * (seed_col - HALF)
         read_out(rng, ecal, top, left, first_row, first_col, keep, d)
-        for a in range(SIZE):
-            for b in range(SIZE):
-                i, j = first_row + a, first_col + b
-                count = tracks[3, i, j]
-                if count > 0.0:
-                    images[jet, 0, a, b] = tracks[0, i, j]
-                    images[jet, 1, a, b] = tracks[1, i, j] / count
-                    images[jet, 2, a, b] = tracks[2, i, j] / count
-                images[jet, 3, a, b] = ecal[i, j]
-                images[jet, 4, a, b] = hcal[i // TOWER, j // TOWER] / (TOWER * TOWER)
-                for layer in range(3):
-                    images[jet, 5 + layer, a, b] = hits[layer, i, j]
-    return done
+        if used + 8 * SIZE * SIZE > len(index):  # whatever this jet holds
+            size = 2 * len(index) + 8 * SIZE * SIZE
+            index, value = longer(index, used, size), longer(value, used, size)
+        before = used
+        used = pack_tracks(tracks, first_row, first_col, index, value, used)
+        used = pack(ecal, first_row, first_col, 3, index, value, used)
+        used = pack_towers(hcal, first_row, first_col, index, value, used)
+        for layer in range(3):
+            used = pack(hits[layer], first_row, first_col, 5 + layer, index, value, used)
+        counts[jet] = used - before
+    return index[:used], value[:used], done

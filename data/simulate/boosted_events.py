@@ -20,12 +20,17 @@ from data.simulate.boosted_kinematics import (
     draw_pairs,
 )
 from data.simulate.jets_events import (
+    CHARGED,
+    ELECTRON,
     ETA_LIMIT,
+    HADRONS,
+    MUON,
+    NEUTRAL,
+    PHOTON,
     Particles,
     Pools,
     make_pythia,
     overlay,
-    visible,
 )
 
 NO_MPI = "PartonLevel:MPI = off"  # the underlying event comes from a pool, see jets_events
@@ -109,22 +114,82 @@ class TopGun(pythia8mc.LHAup):
         return True
 
 
-def displacements(record: ak.Array) -> Displacements:
-    """Of the particles that `visible` keeps, in the same order, as straight lines."""
-    final = record[record.status > 0]
-    number = abs(final.id)
-    px, py, pz = final.p.px, final.p.py, final.p.pz
+class Record(NamedTuple):
+    """Pythia's record of n events as flat columns; event i has ``offsets[i]:offsets[i + 1]``.
+
+    Awkward arrays copy every column at every selection; these are views of what they hold.
+    """
+
+    offsets: np.ndarray  # (n + 1,) int64
+    id: np.ndarray  # (m,) int32
+    status: np.ndarray  # (m,) int32
+    daughters: tuple[np.ndarray, np.ndarray]  # (m,) int32: lines of the event, the first one is 0
+    momentum: tuple[np.ndarray, ...]  # px, py, pz, E (m,) in GeV
+    mass: np.ndarray  # (m,), GeV
+    vertex_row: np.ndarray  # (m,) int32: row of ``vertex``, -1: the collision itself
+    vertex: tuple[np.ndarray, ...]  # x, y, z (v,) in mm
+
+
+def columns_of(record: ak.Array) -> Record:
+    """What `Pythia.nextBatch` gives, of all its events."""
+    events = record.layout.to_ListOffsetArray64(True)
+    entries = events.content
+
+    def momenta(content: ak.contents.RecordArray, *names: str) -> tuple[np.ndarray, ...]:
+        return tuple(content[name].data for name in names)
+
+    return Record(
+        np.asarray(events.offsets.data),
+        entries["id"].data,
+        entries["status"].data,
+        momenta(entries, "daughter1", "daughter2"),
+        momenta(entries["p"], "px", "py", "pz", "e"),
+        entries["m"].data,
+        np.asarray(entries["vProd"].index.data),
+        momenta(entries["vProd"].content, "px", "py", "pz"),
+    )
+
+
+def seen(record: Record) -> tuple[Particles, Displacements]:
+    """Visible final particles within ETA_LIMIT, as `jets_events.visible`; vertex 0.
+
+    Their displacements are those of straight lines.
+    """
+    number = np.abs(record.id)
+    hidden = (number == 12) | (number == 14) | (number == 16)
+    entry = np.flatnonzero((record.status > 0) & ~hidden)
+    px, py, pz = (column[entry] for column in record.momentum[:3])
     pt = np.hypot(px, py)
     eta = np.arcsinh(pz / np.maximum(pt, 1e-9))
-    keep = (number != 12) & (number != 14) & (number != 16) & (abs(eta) < ETA_LIMIT)
-    px, py, pz, x, y, z = (
-        np.ma.filled(ak.to_numpy(ak.flatten(values[keep])), 0.0)  # no vertex: the collision's
-        for values in (px, py, pz, final.vProd.px, final.vProd.py, final.vProd.pz)
+    central = np.abs(eta) < ETA_LIMIT
+    entry, px, py, pz, pt, eta = (x[central] for x in (entry, px, py, pz, pt, eta))
+    signed, number = record.id[entry], number[entry]
+    kind = np.full(len(entry), NEUTRAL, np.int8)
+    for code, numbers in ((PHOTON, (22,)), (ELECTRON, (11,)), (MUON, (13,)), (CHARGED, HADRONS)):
+        for one in numbers:
+            kind[number == one] = code
+    charge = np.where(kind == CHARGED, np.sign(signed), 0)
+    charge = np.where((kind == ELECTRON) | (kind == MUON), -np.sign(signed), charge)
+    offsets = np.searchsorted(entry, record.offsets).astype(np.int64)
+    particles = Particles(
+        offsets,
+        pt,
+        eta,
+        np.arctan2(py, px),
+        record.momentum[3][entry],
+        kind,
+        charge.astype(np.int8),
+        np.zeros(len(entry)),
     )
-    x, y, z = 0.1 * x, 0.1 * y, 0.1 * z  # mm to cm
-    pt = np.maximum(np.hypot(px, py), 1e-9)
-    along = (x * px + y * py) / pt
-    return Displacements((x * py - y * px) / pt, z - along * pz / pt, np.hypot(x, y))
+    row = record.vertex_row[entry]
+    moved = np.flatnonzero(row >= 0)
+    d0, dz, radius = np.zeros((3, len(entry)))
+    x, y, z = (0.1 * column[row[moved]] for column in record.vertex)  # mm to cm
+    px, py, pz, pt = px[moved], py[moved], pz[moved], np.maximum(pt[moved], 1e-9)
+    d0[moved] = (x * py - y * px) / pt
+    dz[moved] = z - (x * px + y * py) / pt * pz / pt
+    radius[moved] = np.hypot(x, y)
+    return particles, Displacements(d0, dz, radius)
 
 
 def laid_over(
@@ -153,13 +218,6 @@ def laid_over(
     return together, Displacements(*columns), together.vertex[together.offsets[:-1]]
 
 
-def components(momenta: ak.Array) -> np.ndarray:
-    """px, py, pz, E (n, k, 4) of k particles of each of n events."""
-    return np.stack(
-        [ak.to_numpy(momenta[name]) for name in ("px", "py", "pz", "e")], axis=-1
-    ).astype(np.float64)
-
-
 class GunEvents:
     """Events of two tops with given masses."""
 
@@ -177,8 +235,8 @@ class GunEvents:
     ) -> tuple[Particles, Displacements, Hard]:
         """About n events whose tops have the masses (n, 2); ``Hard.mass`` tells which they are."""
         self._gun.load(draw_pairs(mass, rng))
-        record = self._pythia.nextBatch(len(mass)).prt
-        return _particles(record, decayed_tops(record))
+        record = columns_of(self._pythia.nextBatch(len(mass)).prt)
+        return *seen(record), decayed_tops(record)
 
 
 class PairEvents:
@@ -191,33 +249,41 @@ class PairEvents:
         self._find = decayed_tops if top else hard_partons
 
     def batch(self, n_events: int) -> tuple[Particles, Displacements, Hard]:
-        record = self._pythia.nextBatch(n_events).prt
-        return _particles(record, self._find(record))
+        record = columns_of(self._pythia.nextBatch(n_events).prt)
+        return *seen(record), self._find(record)
 
 
-def _particles(record: ak.Array, hard: Hard) -> tuple[Particles, Displacements, Hard]:
-    record = record[["id", "status", "p", "vProd"]]  # slicing the others takes most of the time
-    return visible(record), displacements(record), hard
+def _two_an_event(record: Record, chosen: np.ndarray) -> np.ndarray:
+    """The entries (n, 2) of a mask (m,) that holds for two entries of each of n events."""
+    entries = np.flatnonzero(chosen)
+    n = len(record.offsets) - 1
+    if (
+        len(entries) != 2 * n
+        or (
+            np.searchsorted(record.offsets, entries, "right") - 1 != np.repeat(np.arange(n), 2)
+        ).any()
+    ):
+        raise RuntimeError("expected two tops or partons an event; Pythia's record has changed")
+    return entries.reshape(n, 2)
 
 
-def decayed_tops(record: ak.Array) -> Hard:
+def _momenta(record: Record, entries: np.ndarray) -> np.ndarray:
+    """px, py, pz, E (..., 4) of entries (...)."""
+    return np.stack([column[entries] for column in record.momentum], axis=-1)
+
+
+def decayed_tops(record: Record) -> Hard:
     """Both tops where they decay, after all radiation, with their W and b."""
-    columns = record[["id", "status", "p", "m", "daughter1", "daughter2"]]
-    final = columns[(abs(columns.id) == 6) & (columns.status == -62)]
-    if not ak.all(ak.num(final) == 2):
-        raise RuntimeError("expected two tops an event; Pythia's record has changed")
-    first, second = (columns[final[name]] for name in ("daughter1", "daughter2"))
-    products = np.stack([components(first.p), components(second.p)], axis=2)
-    # W before b
-    swap = np.abs(ak.to_numpy(first.id)) != 24
-    products[swap] = products[swap][:, ::-1]
-    return Hard(components(final.p), ak.to_numpy(final.m).astype(np.float64), products)
+    tops = _two_an_event(record, (np.abs(record.id) == 6) & (record.status == -62))
+    first, second = (record.offsets[:-1, None] + column[tops] for column in record.daughters)
+    w_first = np.abs(record.id[first]) == 24
+    products = np.stack([np.where(w_first, first, second), np.where(w_first, second, first)], 2)
+    return Hard(_momenta(record, tops), record.mass[tops], _momenta(record, products))
 
 
-def hard_partons(record: ak.Array) -> Hard:
+def hard_partons(record: Record) -> Hard:
     """Both partons of the hard process."""
-    columns = record[["status", "p"]]
-    momenta = components(columns[columns.status == -23].p[:, :2])
+    momenta = _momenta(record, _two_an_event(record, record.status == -23))
     square = momenta[..., 3] ** 2 - (momenta[..., :3] ** 2).sum(-1)
     products = np.repeat(momenta[:, :, None], 2, axis=2)
     return Hard(momenta, np.sqrt(np.maximum(square, 0.0)), products)

@@ -62,19 +62,30 @@ def detector() -> tuple["Detector", "Tracker"]:
     return calorimeters, Tracker(min_pt=0.35, dz_floor=0.015, vertex_z=0.003, stray_hits=75.0)
 
 
-def scaled(images: np.ndarray) -> np.ndarray:
-    """Images (n, C, H, W) with the largest pixel of each channel at LARGEST; none is below 0.
+def scaled(jets: shards.Arrays) -> shards.Arrays:
+    """Packed images with the largest pixel of each channel at LARGEST; none is below 0.
 
     Negative impact parameters and noise vanish: the published means of these channels are too small
     for a scale on which 0 is not 0. An empty channel stays empty.
     """
-    positive = np.maximum(images, 0.0)
-    largest = positive.max(axis=(2, 3), keepdims=True)  # (n, C, 1, 1)
-    return (LARGEST * positive / np.where(largest > 0, largest, 1.0)).astype(np.float32)
+    from data.simulate import boosted
+
+    positive = jets["value"] > 0
+    index, value = jets["index"][positive], jets["value"][positive]
+    jet = np.repeat(np.arange(len(jets["counts"])), jets["counts"])[positive]  # (hits,)
+    channels, *image = boosted.SHAPE
+    channel = channels * jet + index // np.prod(image, dtype=np.uint32)  # of all jets
+    largest = np.zeros(channels * len(jets["counts"]), np.float32)
+    np.maximum.at(largest, channel, value)
+    return {
+        "counts": np.bincount(jet, minlength=len(jets["counts"])),
+        "index": index,
+        "value": (LARGEST * value / largest[channel]).astype(np.float32),
+    }
 
 
 def simulate_shard(n_events: int, top: bool, seed: np.random.SeedSequence) -> dict[str, np.ndarray]:
-    """Jets of one class as in `boosted.packed`, scaled, with ``m`` and ``pT`` (n,) in GeV."""
+    """Jets of one class, packed (`boosted.images_of`) and scaled; ``m`` and ``pT`` (n,) in GeV."""
     from data.simulate import boosted
     from data.simulate.boosted_events import PairEvents, laid_over
     from data.simulate.boosted_reconstruction import fat_jets
@@ -94,8 +105,8 @@ def simulate_shard(n_events: int, top: bool, seed: np.random.SeedSequence) -> di
             rng, events, origin, vertices, rows, jets[:, 2:], calorimeters, tracker
         )
         numbers = {"pT": jets[fits, 0], "m": jets[fits, 1]}
-        parts.append(boosted.packed(scaled(images)) | numbers)
-        done += len(images)
+        parts.append(scaled(images) | numbers)
+        done += len(numbers["m"])
     whole = boosted.joined(parts)
     # Both jets of an event follow each other: mix.
     return boosted.rows_of(whole, rng.permutation(len(whole["m"]))[:n_events])
@@ -134,7 +145,7 @@ def is_complete(path: Path, n_events: int, seed: int) -> bool:
 
 
 def iter_jets(parts: list[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """Every jet of the shards as a packed one of its own, a shard in memory at a time."""
+    """Every jet of the shards, packed, one by one; a shard is in memory at a time."""
     from data.simulate import boosted
 
     for part in parts:
@@ -154,6 +165,7 @@ def write(
     )
     of_class = [iter_jets(files) for files in halves]
     shape = boosted.SHAPE[1:] + boosted.SHAPE[:1]
+    buffer = np.empty((WRITE_EVENTS, *shape), np.float32)  # fresh memory costs more than its use
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         # One jet a chunk, so that any order of reading costs only the jets that are read.
         pixels = file.create_dataset(
@@ -168,15 +180,16 @@ def write(
         for first in range(0, n_events, WRITE_EVENTS):
             y = labels[first : first + WRITE_EVENTS]
             jets = boosted.joined([next(of_class[label]) for label in y])
-            images = boosted.unpacked(jets)
+            images = buffer[: len(y)]
+            boosted.unpacked(jets, images.transpose(0, 3, 1, 2))  # (b, H, W, C) as (b, C, H, W)
             columns = {"Y": y, "m": jets["m"], "pT": jets["pT"]}
-            if not (np.isfinite(images).all() and np.isfinite(jets["m"] + jets["pT"]).all()):
+            if not all(np.isfinite(jets[key]).all() for key in ("value", "m", "pT")):
                 raise InputError(
                     f"{path.name}: expected finite jets, found others; the disk may be faulty, "
                     "generate again"
                 )
             rows = slice(first, first + len(y))
-            pixels[rows] = images.transpose(0, 2, 3, 1)  # (b, C, H, W) -> (b, H, W, C)
+            pixels[rows] = images
             for key, values in numbers.items():
                 values[rows, 0] = columns[key]
         for key, values in numbers.items():

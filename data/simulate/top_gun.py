@@ -55,7 +55,7 @@ def detector(conditions: str = "nominal") -> tuple["Detector", "Tracker"]:
 def simulate_shard(
     n_events: int, conditions: str, seed: np.random.SeedSequence
 ) -> dict[str, np.ndarray]:
-    """Jets as in `boosted.packed`, with ``m``, ``pt`` (n,) in GeV and ``ieta``, ``iphi`` (n,).
+    """Packed jets (`boosted.images_of`) with ``m``, ``pt`` (n,) in GeV; ``ieta``, ``iphi`` (n,).
 
     The masses are drawn first; a top that is lost (outside the range of pT, or of the calorimeter)
     is made again with the same mass, so that the spectrum stays flat.
@@ -92,7 +92,7 @@ def simulate_shard(
         # A key is there once: neither an extra top nor a repeated event counts.
         new = [row for row, m in enumerate(mass) if left.pop(_key(m), None) is not None]
         jets = {"m": mass, "pt": pt, "ieta": seeds[:, 0], "iphi": seeds[:, 1]}
-        parts.append(boosted.rows_of(boosted.packed(images) | jets, np.array(new, np.int64)))
+        parts.append(boosted.rows_of(images | jets, np.array(new, np.int64)))
     jets = boosted.joined(parts)
     # Tops that were made again are not like the others: mix.
     return boosted.rows_of(jets, rng.permutation(len(jets["m"])))
@@ -136,21 +136,26 @@ def is_complete(path: Path, n_events: int, seed: int) -> bool:
 
 
 def chunks(parts: list[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of ROW_GROUP jets at a time, from the shards, one of which is in memory."""
+    """Columns of ROW_GROUP jets at a time, from the shards, one of which is in memory.
+
+    The images (b, 8, 125, 125) float64 are overwritten by those of the next chunk.
+    """
     from data.simulate import boosted
 
+    # Doubles as in the file, and always the same: fresh memory costs more than its use.
+    buffer = np.empty((ROW_GROUP, *boosted.SHAPE))
     for part in parts:
         jets = shards.load(part)
         for first in range(0, len(jets["counts"]), ROW_GROUP):
             rows = np.arange(first, min(first + ROW_GROUP, len(jets["counts"])))
             some = boosted.rows_of(jets, rows)
-            chunk = {"X_jet": boosted.unpacked(some)} | {key: some[key] for key in COLUMNS[1:]}
-            if not all(np.isfinite(values).all() for values in chunk.values()):
+            if not all(np.isfinite(some[key]).all() for key in ("value", *COLUMNS[1:])):
                 raise InputError(
                     f"{part.parent.name}: expected finite jets, found others; the disk may be "
                     "faulty, generate again"
                 )
-            yield chunk
+            images = boosted.unpacked(some, buffer[: len(rows)])
+            yield {"X_jet": images} | {key: some[key] for key in COLUMNS[1:]}
 
 
 def write(path: Path, columns: Iterator[dict[str, np.ndarray]], record: dict[bytes, bytes]) -> None:
