@@ -148,7 +148,7 @@ CONFIGS = {
         schedules={"dynamic edges": Schedule(5), "pair attention": Schedule(4),
                    "deep sets": Schedule(6), "cnn": Schedule(2)},
         seeds={"dynamic edges": 3, "pair attention": 3, "deep sets": 3, "cnn": 1},
-        ablation=Schedule(4), ablation_jets=6_000,
+        ablation=Schedule(3), ablation_jets=6_000,
     ),
     "full": Config(
         counts=(40, 40, 20),
@@ -502,7 +502,8 @@ def gather_nodes(x: torch.Tensor, neighbour: torch.Tensor) -> torch.Tensor:
 # the variables of the QCD splitting function. $U$ is computed once and shared by all layers.
 #
 # **Baselines**: *deep sets* is the same without edges (Komiske et al., arXiv:1810.05165), so that its distance to the two is
-# what edges are worth; a *CNN* sees the complete images.
+# what edges are worth; a *CNN* sees the complete images. Its node network is part of both graph networks, too, in a path past
+# the layers with edges to the head: what edges say is added to what a node says on its own, and need not carry it.
 
 
 # %%
@@ -557,6 +558,14 @@ def to_cloud(
     ]  # fmt: skip
     x = torch.cat(features, 2) * mask.unsqueeze(2)
     return Cloud(x, place, log_energy, mask)
+
+
+def node_network(width: int = 96) -> nn.Sequential:
+    """What a node says on its own: (B, N, 13) -> (B, N, 64)."""
+    return nn.Sequential(
+        nn.Linear(N_FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+        nn.Linear(width, 64), nn.ReLU(),
+    )  # fmt: skip
 
 
 class Head(nn.Module):
@@ -628,15 +637,16 @@ class DynamicEdgeNetwork(nn.Module):
 
     def __init__(
         self, k: int = NEIGHBOURS, edges: str = "dynamic", widths: tuple[int, ...] = (32, 48, 64),
-        channels: tuple[int, ...] = ALL_CHANNELS, attributes: bool = True,
+        channels: tuple[int, ...] = ALL_CHANNELS, attributes: bool = True, alone: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.k, self.edges, self.channels = k, edges, channels
+        self.alone = node_network() if alone else None
         self.embed = nn.Sequential(nn.Linear(N_FEATURES, 32), nn.ReLU(), nn.Linear(32, 32))
         inputs = (32, *widths)
         self.layers = nn.ModuleList(EdgeLayer(*pair) for pair in zip(inputs, widths, strict=False))
         self.fuse = nn.Sequential(nn.Linear(sum(widths), 64), nn.ReLU())
-        self.head = Head(64, attributes)
+        self.head = Head(64 * (1 + alone), attributes)
 
     def neighbours(
         self, number: int, x: torch.Tensor, nodes: torch.Tensor, mask: torch.Tensor
@@ -660,6 +670,8 @@ class DynamicEdgeNetwork(nn.Module):
             x = layer(x, neighbour, real, edges)
             outputs.append(x)
         x = self.fuse(torch.cat(outputs, 2))
+        if self.alone is not None:
+            x = torch.cat([x, self.alone(cloud.x)], 2)  # (B, N, 128)
         return self.head(x, cloud.mask, visible(attributes, self.channels))
 
 
@@ -702,17 +714,18 @@ class PairAttentionNetwork(nn.Module):
 
     def __init__(
         self, width: int = 64, heads: int = 4, depth: int = 2, pairs: bool = True, dropout: float = 0.1,
-        channels: tuple[int, ...] = ALL_CHANNELS, attributes: bool = True,
+        channels: tuple[int, ...] = ALL_CHANNELS, attributes: bool = True, alone: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.channels = channels
+        self.alone = node_network() if alone else None
         self.embed = nn.Sequential(nn.Linear(N_FEATURES, width), nn.ReLU(), nn.Linear(width, width))
         self.bias = (
             nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, heads)) if pairs else None
         )
         self.layers = nn.ModuleList(AttentionLayer(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.head = Head(width, attributes)
+        self.head = Head(width + 64 * alone, attributes)
 
     def forward(
         self, nodes: torch.Tensor, attributes: torch.Tensor, angle: torch.Tensor | None = None
@@ -726,19 +739,19 @@ class PairAttentionNetwork(nn.Module):
         x = self.embed(cloud.x)
         for layer in self.layers:
             x = layer(x, bias)
-        return self.head(self.norm(x), cloud.mask, visible(attributes, self.channels))
+        x = self.norm(x)
+        if self.alone is not None:
+            x = torch.cat([x, self.alone(cloud.x)], 2)  # (B, N, 128)
+        return self.head(x, cloud.mask, visible(attributes, self.channels))
 
 
 # %%
 class DeepSets(nn.Module):
     """Nodes without edges: (B, N, 7) and (B, 54) -> logit (B,)."""
 
-    def __init__(self, width: int = 96, attributes: bool = True) -> None:
+    def __init__(self, attributes: bool = True) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(N_FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-            nn.Linear(width, 64), nn.ReLU(),
-        )  # fmt: skip
+        self.layers = node_network()
         self.head = Head(64, attributes)
 
     def forward(
@@ -1366,6 +1379,7 @@ ABLATIONS = {  # name: (arm, options of the network, changes of the schedule, no
     "ECAL only": (DYNAMIC, {"channels": (1,)}, {}, "channels", 1),
     "HCAL only": (DYNAMIC, {"channels": (2,)}, {}, "channels", 1),
     "no graph attributes": (DYNAMIC, {"attributes": False}, {}, "channels", 1),
+    "no path past the edges": (DYNAMIC, {"alone": False}, {}, "channels", 1),
     "no rotations": (DYNAMIC, {}, {"rotate": False}, "channels", 1),
     f"{PAIR}: reference": (PAIR, {}, {}, "channels", 1),
     "no pair features": (PAIR, {"pairs": False}, {}, "channels", 1),
