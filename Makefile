@@ -36,7 +36,7 @@ help:  ## this text
 	@echo "               official: download them; standin: simulate"
 	@echo "  VENV=0 PYTHON=python3   use an interpreter that already has the packages"
 
-all: $(READY)  ## environment, data, every notebook executed, weights, PDFs (build/PROFILE/)
+all: $(READY)  ## environment, data, every notebook executed, weights, PDFs, book.pdf (build/PROFILE/)
 	@$(PY) -m tools.regenerate $(FLAGS)
 
 test: $(READY)  ## the test suite

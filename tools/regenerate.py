@@ -2,7 +2,7 @@
 
 ``python -m tools.regenerate --profile quick [TASK ...]``. A local cluster by default;
 ``DASK_SCHEDULER_ADDRESS=tcp://...`` sends the same work to another one whose workers see this
-folder. One failure does not stop the other tasks.
+folder. One failure does not stop the other tasks. At the end all reports become one book.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
+from tools.pdf_book import update_book
 from tools.provenance import (
     DATA_SOURCES,
     PROFILES,
@@ -384,6 +385,8 @@ def main(arguments: list[str] | None = None) -> int:
     tasks = [check_task(task) for task in options.tasks or paths.list_tasks()]
     if not tasks:
         raise InputError("tasks: expected at least one task folder, found none; see README.md")
+    # The book is of all tasks; single tasks and foreign data leave it as it is.
+    book = not (options.tasks or options.data or options.stage == "data")
     jobs = plan(tasks, options)
     todo = [job for job in jobs if job.stages]
     if not todo:
@@ -392,6 +395,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"nothing to do: {len(jobs)} task(s) up to date in {place} "
             f"(profile {options.profile}); --force runs them again"
         )
+        if book:
+            print(update_book(options.profile, tasks))
         return 0
     try:
         run_jobs(todo, options.jobs, options)
@@ -402,6 +407,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n" + "\n".join(f"{job.task}: {job.message}" for job in jobs))
     else:
         print("\n" + summary(jobs))
+    if book:
+        failed = [job.task for job in jobs if job.status == "failed"]
+        print(update_book(options.profile, tasks, failed))
     codes = {job.exit_code for job in jobs if job.status == "failed"}
     return 0 if not codes else 2 if codes == {InputError.exit_code} else 1
 
