@@ -20,7 +20,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help all test data pdf score results publish check bench clean distclean $(TASKS)
+.PHONY: help all test data pdf score results badges publish check bench clean distclean $(TASKS)
 
 help:  ## this text
 	@echo "usage: make <target> [PROFILE=quick|standard|full] [DATA_SOURCE=auto|official|standin]"
@@ -59,6 +59,9 @@ publish: $(READY)  ## promote complete runs of PROFILE into the task folders and
 
 results: $(READY)  ## results table of README.md and model cards, from weights/*/metrics.json
 	@$(PY) -m tools.results_table
+
+badges: $(READY)  ## Colab badges in the results table of README.md: REPO=owner/name
+	@$(PY) -m tools.badges "$(REPO)"
 
 check: $(READY)  ## published notebooks, weights, tables and sources agree; code style
 	@$(PY) -m tools.check_notebooks

@@ -4,6 +4,7 @@ No number in these texts is typed by hand.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from e2e_utils import paths
@@ -13,6 +14,9 @@ from tools.model_cards import model_cards
 from tools.wording import STANDIN_NOTE, entry_text, label, title
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+# Written by `make badges`; without it the table has no links to Colab.
+REPOSITORY = re.compile(r"<!-- repository: (\S+) -->\n")
+COLAB = "https://colab.research.google.com"
 LOWER_IS_BETTER = {
     "mae",
     "rmse",
@@ -32,6 +36,11 @@ INTERVAL_NOTE = (
     "Brackets: 95 % bootstrap interval over test events; ±: standard deviation between trainings "
     "with different seeds. Intervals of times hold within one run; another run on the same machine "
     "can differ by more."
+)
+
+COLAB_NOTE = (
+    "In Colab, enter `https://github.com/{repository}` in the field of the first code cell; it "
+    "fetches the repository and installs what is missing."
 )
 
 
@@ -56,8 +65,14 @@ def best_baseline(metrics: dict) -> tuple[str, dict] | None:
     return max(found, key=lambda item: sign * item[1]["value"])
 
 
-def results_block(published: dict[str, dict]) -> str:
-    """README's block, markers included."""
+def colab_badge(task: str, repository: str) -> str:
+    """Badge that opens the published notebook of a task in Colab."""
+    address = f"{COLAB}/github/{repository}/blob/main/{task}/{task}.ipynb"
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({address})"
+
+
+def results_block(published: dict[str, dict], repository: str | None = None) -> str:
+    """README's block, markers included; with badges where the repository is known."""
     if not published:
         return f"{BEGIN}\nNo run has been published yet (`make publish PROFILE=standard`).\n{END}"
     lines = [
@@ -67,19 +82,26 @@ def results_block(published: dict[str, dict]) -> str:
     for task, metrics in published.items():
         baseline = best_baseline(metrics)
         entry = metrics["metrics"][metrics["headline"]]
+        files = [
+            f"[notebook]({task}/{task}.ipynb)",
+            f"[PDF](weights/{task}/{task}.pdf)",
+            f"[weights](weights/{task})",
+            *([colab_badge(task, repository)] if repository else []),
+        ]
         cells = [
             f"[{title(metrics)}]({task})",
             f"{label(metrics['headline'])} {entry_text(entry, bold=True)}",
             f"{baseline[0].replace('_', ' ')}: {entry_text(baseline[1])}" if baseline else "–",
             SOURCES[metrics["data"]["source"]],
             metrics["profile"],
-            f"[notebook]({task}/{task}.ipynb) · [PDF](weights/{task}/{task}.pdf) · "
-            f"[weights](weights/{task})",
+            " · ".join(files),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", INTERVAL_NOTE]
     if any(metrics["data"]["source"] == "standin" for metrics in published.values()):
         lines += ["", STANDIN_NOTE]
+    if repository:
+        lines += ["", COLAB_NOTE.format(repository=repository)]
     return "\n".join([BEGIN, *lines, END])
 
 
@@ -93,14 +115,38 @@ def with_block(readme: str, block: str, name: str = "README.md") -> str:
     return readme[:begin] + block + readme[end + len(END) :]
 
 
-def generated_texts() -> dict[Path, str]:
-    """Path -> content that the generated files should have."""
-    published = published_metrics()
+def readme_path() -> Path:
+    """The project's README. Raises InputError where there is none."""
     readme = paths.ROOT / "README.md"
     if not readme.is_file():
         raise InputError(f"{readme}: expected the project's README, found none; restore it")
-    text = with_block(readme.read_text(encoding="utf-8"), results_block(published))
+    return readme
+
+
+def generated_texts() -> dict[Path, str]:
+    """Path -> content that the generated files should have."""
+    published = published_metrics()
+    readme = readme_path()
+    text = readme.read_text(encoding="utf-8")
+    stamped = REPOSITORY.search(text)
+    text = with_block(text, results_block(published, stamped and stamped[1]))
     return {readme: text, paths.WEIGHTS / "README.md": model_cards(published)}
+
+
+def stamp_repository(repository: str) -> bool:
+    """Name the repository in README.md and write its badges; whether anything changed.
+
+    Raises InputError for a README without the markers of the results.
+    """
+    readme = readme_path()
+    before = readme.read_text(encoding="utf-8")
+    line = f"<!-- repository: {repository} -->\n"
+    bare = REPOSITORY.sub("", before)
+    block = results_block(published_metrics(), repository)
+    after = with_block(bare, line + block)
+    if after != before:
+        write_text(readme, after)
+    return after != before
 
 
 def update() -> list[Path]:
