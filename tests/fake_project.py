@@ -1,6 +1,9 @@
 """A small project in a temporary folder, for the tests of the tools."""
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -15,6 +18,7 @@ from tools.notebook_pdf.exporter import notebook_to_pdf
 from tools.provenance import product_hashes, run_key, source_hash
 
 TASK = "task_demo"
+REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = """\
 # %% [markdown]
 # # Demo: $x^2$
@@ -42,6 +46,46 @@ def make_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "# Title\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nEnd.\n"
     )
     return root
+
+
+def write_repository(root: Path, scripts: dict[str, str]) -> None:
+    """A repository that can run by itself: the real tools, percent scripts, hardly any data."""
+    (root / "e2e_utils").mkdir(parents=True)
+    for name in ("__init__", "paths", "errors", "files"):
+        shutil.copy(REPOSITORY / "e2e_utils" / f"{name}.py", root / "e2e_utils")
+    shutil.copytree(REPOSITORY / "tools", root / "tools")
+    (root / "e2e_utils" / "datasets.py").write_text(
+        "def prepare(task, profile, source):\n    return f'{task}: {source} ready'\n"
+    )
+    (root / "e2e_utils" / "evaluation.py").write_text(
+        "import json\n\ndef load_metrics(path):\n    return json.loads(path.read_text())\n"
+    )
+    for task, text in scripts.items():
+        (root / task).mkdir()
+        (root / task / f"{task}.py").write_text(text)
+
+
+def script_of(task: str, code: str = "") -> str:
+    """A percent script that executes ``code`` in its run's ``folder`` and writes metrics.json."""
+    return (
+        "# %% [markdown]\n# # Good\n\n# %%\nimport os\nimport time\nfrom pathlib import Path\n\n"
+        "from e2e_utils.paths import run_directory\n\n"
+        f"folder = run_directory('smoke', {task!r})\n{code}\n"
+        f"text = {json.dumps(metrics_of('smoke'))!r}\n"
+        "(folder / 'metrics.json').write_text(text)\n"
+        "print(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])\n"
+    )
+
+
+def make_all(root: Path, *arguments: str, **variables: str) -> dict:
+    """Keywords for subprocess that start `make all PROFILE=smoke` in a written repository."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("DASK_", "E2E_"))}
+    return {
+        "args": [sys.executable, "-m", "tools.regenerate", "--profile", "smoke", *arguments],
+        "cwd": root,
+        "env": own | {"PYTHONPATH": f"{root}{os.pathsep}{own.get('PYTHONPATH', '')}"} | variables,
+        "text": True,
+    }
 
 
 def metrics_of(profile: str, auc: float = 0.8, source: str = "standin") -> dict:

@@ -1,23 +1,30 @@
 """`make all`: what is planned, how cores are shared, what a failure does."""
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_project import TASK, finished_run, make_project, metrics_of
+from fake_project import (
+    TASK,
+    finished_run,
+    make_all,
+    make_project,
+    metrics_of,
+    script_of,
+    write_repository,
+)
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tools import regenerate
 from tools.regenerate import Job, concurrent_notebooks, headline, plan, progress, schedule, summary
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -171,42 +178,125 @@ def test_unknown_tasks_and_schedulers_are_input_errors(
 
 def test_two_tasks_on_a_cluster_of_which_one_fails(tmp_path: Path) -> None:
     """The real thing: local cluster, kernels, PDF; then the second call does nothing."""
-    for name in ("__init__", "paths", "errors", "files"):
-        target = tmp_path / "e2e_utils" / f"{name}.py"
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / "e2e_utils" / f"{name}.py", target)
-    shutil.copytree(REPOSITORY / "tools", tmp_path / "tools")
-    (tmp_path / "e2e_utils" / "datasets.py").write_text(
-        "def prepare(task, profile, source):\n    return f'{task}: {source} ready'\n"
-    )
-    (tmp_path / "e2e_utils" / "evaluation.py").write_text(
-        "import json\n\ndef load_metrics(path):\n    return json.loads(path.read_text())\n"
-    )
-    script = (
-        "# %% [markdown]\n# # Good\n\n# %%\nfrom e2e_utils.paths import run_directory\n\n"
-        "import os\n\n"
-        f"text = {json.dumps(metrics_of('smoke'))!r}\n"
-        "(run_directory('smoke', 'task_good') / 'metrics.json').write_text(text)\n"
-        "print(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])\n"
-    )
-    for task, text in (("task_good", script), ("task_bad", "# %%\n1 / 0\n")):
-        (tmp_path / task).mkdir()
-        (tmp_path / task / f"{task}.py").write_text(text)
-
-    def make_all(*arguments: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        environment.pop("DASK_SCHEDULER_ADDRESS", None)
-        return subprocess.run(
-            [sys.executable, "-m", "tools.regenerate", "--profile", "smoke", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    result = make_all()
+    root = tmp_path / "repository"
+    write_repository(
+        root, {"task_good": script_of("task_good"), "task_bad": "# %%\n1 / 0\n"}
+    )  # fmt: skip
+    result = subprocess.run(**make_all(root), capture_output=True, check=False)
     assert result.returncode == 1, result.stderr
     assert "task_bad failed in notebook: cell 1 (1 / 0): ZeroDivisionError" in result.stdout
-    run = tmp_path / "build" / "smoke" / "task_good"
+    assert "1 report(s); without task_bad (no finished report)" in result.stdout
+    run = root / "build" / "smoke" / "task_good"
     assert (run / "task_good.pdf").read_bytes().startswith(b"%PDF")
     assert json.loads((run / "metrics.json").read_text())["provenance"]["profile"] == "smoke"
-    result = make_all("task_good")
+    result = subprocess.run(**make_all(root, "task_good"), capture_output=True, check=False)
     assert result.returncode == 0
     assert result.stdout.startswith("nothing to do")
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[str]:
+    """Address of a Dask scheduler in a process of its own, with two workers in theirs."""
+    file = tmp_path / "scheduler.json"
+    common = ["--scheduler-file", str(file), "--no-dashboard"]
+    commands = [["dask_scheduler", "--host", "127.0.0.1", "--port", "0"]]
+    commands += [["dask_worker", "--nthreads", "1", "--name", name] for name in ("one", "two")]
+    with contextlib.ExitStack() as stack:
+        for module, *arguments in commands:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.{module}", *arguments, *common],
+                cwd=tmp_path,
+                env=os.environ | {"WORKER_NAME": arguments[-1]},
+                stderr=subprocess.DEVNULL,
+            )
+            stack.enter_context(process)
+            stack.callback(process.terminate)
+            wait_for(file.is_file)
+        yield json.loads(file.read_text())["address"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_notebooks_run_on_the_workers_of_a_scheduler_elsewhere(
+    tmp_path: Path, scheduler: str
+) -> None:
+    from distributed import Client
+
+    root = tmp_path / "repository"
+    # Each notebook waits for the other one: they pass only if both run at the same time.
+    code = (
+        "(folder / 'worker.csv').write_text(os.environ['WORKER_NAME'])\n"
+        "other = run_directory('smoke', 'task_{}') / 'worker.csv'\n"
+        "while not other.is_file():\n    time.sleep(0.1)\n"
+    )
+    names = {"task_a": "b", "task_b": "a"}
+    write_repository(root, {t: script_of(t, code.format(other)) for t, other in names.items()})
+    with Client(scheduler) as client:
+        client.wait_for_workers(2, timeout=120)
+    result = subprocess.run(
+        **make_all(root, DASK_SCHEDULER_ADDRESS=scheduler),
+        capture_output=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"2 task(s), 2 at a time, 2 core(s), scheduler: {scheduler}" in result.stdout
+    build = root / "build" / "smoke"
+    assert {(build / task / "worker.csv").read_text() for task in names} == {"one", "two"}
+    assert (build / "book.pdf").read_bytes().startswith(b"%PDF")
+
+
+STEPS = """
+state = folder / "state"
+state.mkdir(exist_ok=True)
+for step in range(len(list(state.iterdir())), 4):
+    with Path("calls").open("a") as calls:
+        print(step, file=calls)
+    if step == 2 and Path("calls").read_text().count("2") == 1 and os.environ.get("E2E_HANG"):
+        time.sleep(600)
+    (state / str(step)).write_text(str(step * step))
+total = sum(int(file.read_text()) for file in state.iterdir())
+(folder / "total.csv").write_text(str(total))
+"""
+
+
+def results_of(root: Path, task: str) -> dict[str, object]:
+    """What a reader would compare of two runs: products, numbers, outputs."""
+    folder = root / "build" / "smoke" / task
+    nb = json.loads((folder / f"{task}.ipynb").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {
+        "products": metrics["provenance"].pop("products"),
+        "metrics": {k: v for k, v in metrics.items() if k != "provenance"},
+        "cells": nb["cells"],
+        "files": sorted(path.name for path in folder.iterdir()),
+    }
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_results(tmp_path: Path) -> None:
+    scripts = {"task_a": script_of("task_a"), "task_steps": script_of("task_steps", STEPS)}
+    roots = [tmp_path / "straight", tmp_path / "killed"]
+    for root in roots:
+        write_repository(root, scripts)
+    straight, killed = roots
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(**make_all(straight), **quiet, check=True)
+
+    process = subprocess.Popen(**make_all(killed, E2E_HANG="1"), **quiet)
+    finished = killed / "build" / "smoke" / "task_a" / "task_a.pdf"
+    calls = killed / "calls"
+    wait_for(lambda: finished.is_file() and calls.is_file() and "2" in calls.read_text())
+    process.kill()
+    process.wait()
+    kept = finished.stat().st_mtime_ns
+
+    again = subprocess.run(**make_all(killed), capture_output=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert finished.stat().st_mtime_ns == kept  # a finished task is not run again
+    assert calls.read_text().split() == ["0", "1", "2", "2", "3"]  # only the lost step is repeated
+    for task in scripts:
+        assert results_of(killed, task) == results_of(straight, task)
+    assert not list((killed / "build").rglob("*.part"))
