@@ -79,5 +79,5 @@ def test_unusable_samples_are_refused() -> None:
 def test_separation_power_has_its_ends() -> None:
     assert separation_power(np.array([1, 2, 0]), np.array([2, 4, 0])) == 0
     assert separation_power(np.array([1, 0]), np.array([0, 5])) == 1
-    # (0.5 - 0.25)^2 / 0.75 + (0.5 - 0.75)^2 / 1.25, halved
+    # (0.5 - 0.25)^2 / 0.75 + (0.5 - 0.75)^2 / 1.25, halved  # noqa: ERA001 a formula
     assert separation_power(np.array([1, 1]), np.array([1, 3])) == pytest.approx(1 / 15)

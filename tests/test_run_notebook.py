@@ -291,7 +291,7 @@ def test_one_representation_of_every_output_is_kept() -> None:
     assert figure["metadata"] == {}
     assert set(table["data"]) == {"text/html", "text/plain"}
     assert set(markdown["data"]) == {"text/markdown"}
-    (vector,) = clean_outputs([data(image__png="AA", **{"image__svg_xml": "<svg/>"})])
+    (vector,) = clean_outputs([data(image__png="AA", image__svg_xml="<svg/>")])
     assert vector["data"] == {"image/svg+xml": "<svg/>"}
     widget = data(text__plain="HBox(children=())")
     widget["data"]["application/vnd.jupyter.widget-view+json"] = {}

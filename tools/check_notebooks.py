@@ -152,7 +152,7 @@ def weights_problems(path: Path) -> list[str]:
             onnx.checker.check_model(str(path))
     except InputError as error:
         return [str(error)]
-    except Exception as error:  # onnx raises its own, protobuf's and plain errors
+    except Exception as error:  # noqa: BLE001 onnx raises its own, protobuf's and plain errors
         return [f"{path.name}: not a valid ONNX model: {' '.join(str(error).split())[:120]}"]
     return []
 
