@@ -6,6 +6,7 @@ those of Colab; a machine of Colab is not part of the tests.
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -135,17 +136,18 @@ def test_nothing_that_colab_brings_is_pinned_for_it() -> None:
 
 
 def test_pip_would_install_what_is_missing_and_leave_torch(colab: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # no other packages
     pip = [sys.executable, "-m", "pip", "--python", str(colab), "install", "-q", "--dry-run"]
     probe = subprocess.run(
         [*pip, "--no-deps", "safetensors", "--retries", "0", "--timeout", "10"],
-        capture_output=True, text=True, check=False,
+        env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if probe.returncode:
         pytest.skip(f"no package registry here: {probe.stderr.strip().splitlines()[-1]}")
     report = tmp_path / "report.json"
     result = subprocess.run(
         [*pip, "-r", str(REQUIREMENTS), "--report", str(report)],
-        capture_output=True, text=True, check=False,
+        env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     installed = {
