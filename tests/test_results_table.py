@@ -16,7 +16,9 @@ from tools.results_table import (
     STANDIN_NOTE,
     best_baseline,
     generated_texts,
+    public_result,
     results_block,
+    trivial_baseline,
     update,
     with_block,
 )
@@ -55,6 +57,25 @@ def test_standins_are_labelled_and_official_results_are_not() -> None:
     assert "0.8000** [0.7900, 0.8100] ± 0.0020" in block
     official = results_block({TASK: metrics_of("standard", source="official")})
     assert "stand-in" not in official
+
+
+def test_trivial_baseline_is_the_one_without_learning() -> None:
+    metrics = metrics_of("quick")
+    metrics["baselines"] = {
+        "gradient_boosting": {"roc_auc": {"value": 0.78, "low": 0.77, "high": 0.79}},
+        "constant": {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}},
+        "median": {"mae": {"value": 3.0, "low": 2.0, "high": 4.0}},
+    }
+    assert trivial_baseline(metrics)[0] == "constant"
+    del metrics["baselines"]["constant"]
+    assert trivial_baseline(metrics) is None  # the median's MAE says nothing about an AUC
+
+
+def test_every_task_has_a_public_result_with_its_source() -> None:
+    for task in paths.list_tasks():
+        assert len(public_result(task)) > len("–"), task
+    assert public_result("common_task1").startswith("ROC-AUC 0.8123 (public solution")
+    assert public_result("task_of_nobody") == "–"
 
 
 def test_only_the_block_is_replaced() -> None:

@@ -5,6 +5,7 @@ No number in these texts is typed by hand.
 
 import argparse
 import re
+import tomllib
 from pathlib import Path
 
 from e2e_utils import paths
@@ -27,6 +28,8 @@ LOWER_IS_BETTER = {
     "expected_calibration_error",
     "milliseconds_per_event",
 }
+TRIVIAL = ("constant", "median", "nearest", "independent", "session_per_event", "random_generator")
+PUBLIC = Path(__file__).with_name("public_results.toml")
 SOURCES = {
     "official": "official",
     "standin": "**simulated stand-in**",
@@ -65,6 +68,26 @@ def best_baseline(metrics: dict) -> tuple[str, dict] | None:
     return max(found, key=lambda item: sign * item[1]["value"])
 
 
+def trivial_baseline(metrics: dict) -> tuple[str, dict] | None:
+    """Name and headline entry of what needs no learning."""
+    headline, models = metrics["headline"], metrics["baselines"]
+    found = [name for name in TRIVIAL if headline in models.get(name, {})]
+    return (found[0], models[found[0]][headline]) if found else None
+
+
+def named(baseline: tuple[str, dict] | None) -> str:
+    """A baseline as a cell of the table."""
+    return f"{baseline[0].replace('_', ' ')}: {entry_text(baseline[1])}" if baseline else "–"
+
+
+def public_result(task: str) -> str:
+    """The best public result on official data as a cell of the table, with its source."""
+    entry = tomllib.loads(PUBLIC.read_text(encoding="utf-8")).get(task)
+    if entry is None:
+        return "–"
+    return f"{entry['value']} ({entry['source']})" if entry["value"] else entry["source"]
+
+
 def colab_badge(task: str, repository: str) -> str:
     """Badge that opens the published notebook of a task in Colab."""
     address = f"{COLAB}/github/{repository}/blob/main/{task}/{task}.ipynb"
@@ -76,11 +99,11 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
     if not published:
         return f"{BEGIN}\nNo run has been published yet (`make publish PROFILE=standard`).\n{END}"
     lines = [
-        "| Task | Result on the test set | Best baseline | Data | Profile | Files |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| Task | Result on the test set | Trivial baseline | Best baseline | Data | Profile "
+        "| Best public result, official data | Files |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for task, metrics in published.items():
-        baseline = best_baseline(metrics)
         entry = metrics["metrics"][metrics["headline"]]
         files = [
             f"[notebook]({task}/{task}.ipynb)",
@@ -91,9 +114,11 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
         cells = [
             f"[{title(metrics)}]({task})",
             f"{label(metrics['headline'])} {entry_text(entry, bold=True)}",
-            f"{baseline[0].replace('_', ' ')}: {entry_text(baseline[1])}" if baseline else "–",
+            named(trivial_baseline(metrics)),
+            named(best_baseline(metrics)),
             SOURCES[metrics["data"]["source"]],
             metrics["profile"],
+            public_result(task),
             " · ".join(files),
         ]
         lines.append("| " + " | ".join(cells) + " |")
