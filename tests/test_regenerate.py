@@ -300,3 +300,19 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_results(tmp_path
     for task in scripts:
         assert results_of(killed, task) == results_of(straight, task)
     assert not list((killed / "build").rglob("*.part"))
+
+
+def test_time_left_follows_the_tasks_and_cells_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regenerate.time, "monotonic", lambda: 1000.0)
+    done = Job("task_done", tmp_path, [], "done", "ran")
+    running = Job("task_half", tmp_path / "half", ["notebook"], "notebook")
+    running.folder.mkdir()
+    (running.folder / "run.log").write_text("[     1.0 s] cell 6/10: x = 1\n")
+    began = 1000.0 - 600.0  # one and a half of two tasks took ten minutes
+    text = regenerate.time_left([done, running], began)
+    assert text == "1 of 2 task(s) done, about 3 min left"
+    waiting = [Job("task_wait", tmp_path / "none", ["data"])] * 2
+    assert regenerate.time_left(waiting, began) == "0 of 2 task(s) done"
+    assert regenerate.time_left([done], began) == "1 of 1 task(s) done"

@@ -270,6 +270,7 @@ class Display:
         self.jobs = jobs
         self.terminal = sys.stdout.isatty()
         self.drawn = 0
+        self.began = time.monotonic()
         self.last = 0.0
         self.shown: dict[str, str] = {}
 
@@ -285,11 +286,13 @@ class Display:
             state = progress(job)
             if state != self.shown.get(job.task):
                 self.shown[job.task] = state
-                print(f"{job.task}: {state}{elapsed(job)}", flush=True)
+                left = f"  {time_left(self.jobs, self.began)}" if job.finished else ""
+                print(f"{job.task}: {state}{elapsed(job)}{left}", flush=True)
 
     def redraw(self) -> None:
         width = shutil.get_terminal_size().columns - 1
         lines = [f"{job.task:28s} {progress(job, bars=True)}{elapsed(job)}" for job in self.jobs]
+        lines.append(time_left(self.jobs, self.began))
         up = f"\x1b[{self.drawn}A" if self.drawn else ""
         print(up + "".join(f"\x1b[2K{line[:width]}\n" for line in lines), end="", flush=True)
         self.drawn = len(lines)
@@ -313,6 +316,25 @@ def progress(job: Job, bars: bool = False) -> str:
         last = lines[-1].strip()
         text += f"  {last.removeprefix('| ') if last.startswith('|') else cells[-1][2]}"
     return text
+
+
+def share_done(job: Job) -> float:
+    """How much of a job is done, 0 to 1: the number of its cells stands for their time."""
+    if job.finished:
+        return 1.0
+    cell = re.search(r"cell (\d+)/(\d+)", progress(job))
+    return (int(cell[1]) - 1) / int(cell[2]) if cell else 0.0
+
+
+def time_left(jobs: list[Job], began: float) -> str:
+    """How many tasks are done, and when the rest will be if it goes on as since ``began``."""
+    done = sum(job.finished for job in jobs)
+    text = f"{done} of {len(jobs)} task(s) done"
+    share = sum(map(share_done, jobs)) / len(jobs)
+    if done == len(jobs) or not share:
+        return text
+    seconds = (time.monotonic() - began) * (1 - share) / share
+    return f"{text}, about {max(1, round(seconds / 60))} min left"
 
 
 def tail(path: Path, since: float, size: int = 16_384) -> list[str]:
