@@ -139,8 +139,8 @@ CONFIGS = {
     ),
     "quick": Config(
         counts=(26, 26, 12),
-        schedules={"dynamic edges": Schedule(8), "pair attention": Schedule(7),
-                   "deep sets": Schedule(10), "cnn": Schedule(4)},
+        schedules={"dynamic edges": Schedule(6), "pair attention": Schedule(4),
+                   "deep sets": Schedule(8), "cnn": Schedule(2)},
         seeds={"dynamic edges": 2, "pair attention": 2, "deep sets": 2, "cnn": 1},
     ),
     "standard": Config(
