@@ -126,6 +126,7 @@ def conclude(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> 
     }
     nb = finish(nb, stamp)
     check_size(nb, task)
+    metrics["seconds"] = stamp["seconds"]  # of all starts, the notebook knows only the last one
     metrics["provenance"] = {
         **metrics.get("provenance", {}),
         **stamp,
