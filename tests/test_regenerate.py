@@ -270,7 +270,7 @@ def results_of(root: Path, task: str) -> dict[str, object]:
     metrics = json.loads((folder / "metrics.json").read_text())
     return {
         "products": metrics["provenance"].pop("products"),
-        "metrics": {k: v for k, v in metrics.items() if k != "provenance"},
+        "metrics": {k: v for k, v in metrics.items() if k not in ("provenance", "seconds")},
         "cells": nb["cells"],
         "files": sorted(path.name for path in folder.iterdir()),
     }
