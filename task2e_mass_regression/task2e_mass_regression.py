@@ -118,7 +118,7 @@ CONFIGS = {
         epochs=1, seeds=(0, 1), ablation_jets=128, ablation_epochs=1, density_steps=60, mass_bins=3
     ),
     "quick": Config(epochs=5, seeds=(0, 1), ablation_jets=0),
-    "standard": Config(epochs=8, seeds=(0, 1, 2), ablation_jets=6_000, ablation_epochs=6),
+    "standard": Config(epochs=6, seeds=(0, 1, 2), ablation_jets=5_000),
     "full": Config(epochs=30, seeds=(0, 1, 2, 3, 4), ablation_jets=50_000, batch_size=256),
 }
 CONFIG = CONFIGS[PROFILE]
