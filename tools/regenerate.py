@@ -243,7 +243,7 @@ def schedule(client, jobs: list[Job], slots: int, cores: int, options: argparse.
         for future in [future for future in running if future.done()]:
             settle(running.pop(future), future)
         display.show()
-        time.sleep(0.2)
+        time.sleep(0.5)
     display.close()
 
 
