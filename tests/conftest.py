@@ -1,8 +1,10 @@
 """What several tests need: small files in the official schema, and a data folder of their own."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.simulate import jets_events
 from e2e_utils import paths
 
 
@@ -58,3 +61,34 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(paths, name, folder / name.lower())
         (folder / name.lower()).mkdir(parents=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """Pools of 120 underlying and pile-up events, in memory and in a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+        pool = jets_events.pools(120)
+        patch.setattr(jets_events, "pools", lambda: pool)
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def interrupted() -> Callable[[ModuleType], AbstractContextManager]:
+    """Maker of a context in which a simulation is interrupted at its fifth shard."""
+
+    @contextmanager
+    def interrupt(simulation: ModuleType) -> Iterator[None]:
+        simulate, done = simulation.simulate_shard, []
+
+        def shard(*job: object) -> dict:
+            if len(done) == 4:
+                raise KeyboardInterrupt
+            done.append(job)
+            return simulate(*job)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(simulation, "simulate_shard", shard)
+            yield
+
+    return interrupt

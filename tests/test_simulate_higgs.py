@@ -85,21 +85,11 @@ def test_complete_files_are_kept_and_outdated_ones_made_again(
     assert path.read_bytes() != content
 
 
-def test_interrupted_generation_resumes(tmp_path, fake_shards, monkeypatch) -> None:
+def test_interrupted_generation_resumes(tmp_path, fake_shards, interrupted) -> None:
     whole = higgs.generate(200, tmp_path / "whole", scheduler="synchronous").read_bytes()
-    simulate, done = higgs.simulate_shard, []
-
-    def interrupted(*job):
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(job)
-        return simulate(*job)
-
-    monkeypatch.setattr(higgs, "simulate_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(higgs), pytest.raises(KeyboardInterrupt):
         higgs.generate(200, tmp_path / "halves", scheduler="synchronous")
     assert not list((tmp_path / "halves").glob("*.gz"))
-    monkeypatch.setattr(higgs, "simulate_shard", simulate)
     fake_shards.clear()
     path = higgs.generate(200, tmp_path / "halves", scheduler="synchronous")
     assert len(fake_shards) == 11 - 4

@@ -12,7 +12,6 @@ from data.catalog import dataset
 from data.simulate import jets, jets_detector, jets_events, jets_reconstruction
 from data.simulate.jets_detector import CELLS, PITCH, Detector, impact, share_endcaps
 from data.simulate.jets_events import PHOTON, Particles
-from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.jet_resolution import low_resolution
 from e2e_utils.nested_parquet import check_parquet, iter_columns
@@ -20,16 +19,6 @@ from e2e_utils.nested_parquet import check_parquet, iter_columns
 PER_CLASS = 150
 KEYS = dataset("quark_gluon")["file"][0]["keys"]
 LOW_KEYS = dataset("quark_gluon_superresolution")["file"][0]["keys"]
-
-
-@pytest.fixture(scope="module")
-def small_pools(tmp_path_factory):
-    """Pools of 120 events, in memory and in a cache of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        pool = jets_events.pools(120)
-        patch.setattr(jets_events, "pools", lambda: pool)
-        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -112,21 +101,11 @@ def test_complete_files_are_kept_and_outdated_ones_made_again(
     assert path.read_bytes() != content
 
 
-def test_interrupted_generation_resumes(tmp_path, fake_shards, monkeypatch) -> None:
+def test_interrupted_generation_resumes(tmp_path, fake_shards, interrupted) -> None:
     whole = jets.generate(100, tmp_path / "whole", scheduler="synchronous").read_bytes()
-    simulate, done = jets.simulate_shard, []
-
-    def interrupted(*job):
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(job)
-        return simulate(*job)
-
-    monkeypatch.setattr(jets, "simulate_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(jets), pytest.raises(KeyboardInterrupt):
         jets.generate(100, tmp_path / "halves", scheduler="synchronous")
     assert not list((tmp_path / "halves").glob("*.parquet"))
-    monkeypatch.setattr(jets, "simulate_shard", simulate)
     fake_shards.clear()
     path = jets.generate(100, tmp_path / "halves", scheduler="synchronous")
     # One call more before the workers start: it prepares what they share.

@@ -12,22 +12,11 @@ from data.catalog import dataset
 from data.simulate import boosted, boosted_events, boosted_reconstruction, jets8, jets_events
 from data.simulate.boosted_events import Hard, PairEvents
 from data.simulate.jets_events import PHOTON, Particles
-from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.hdf5_schema import check_images_file
 
 PER_CLASS = 60
 FILES = dataset("jets8")["file"]
-
-
-@pytest.fixture(scope="module")
-def small_pools(tmp_path_factory):
-    """Pools of 120 events, in memory and in a cache of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        pool = jets_events.pools(120)
-        patch.setattr(jets_events, "pools", lambda: pool)
-        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +92,11 @@ def test_complete_files_are_kept_and_broken_ones_made_again(
     assert not jets8.is_complete(made[0], 36, jets8.SEED)
 
 
-def test_interrupted_generation_resumes(tmp_path, fake_shards, monkeypatch) -> None:
+def test_interrupted_generation_resumes(tmp_path, fake_shards, interrupted) -> None:
     whole = jets8.generate(140, tmp_path / "whole", scheduler="synchronous")
-    simulate, done = jets8.simulate_shard, []
-
-    def interrupted(*job):
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(job)
-        return simulate(*job)
-
-    monkeypatch.setattr(jets8, "simulate_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(jets8), pytest.raises(KeyboardInterrupt):
         jets8.generate(140, tmp_path / "halves", scheduler="synchronous")
     assert not list((tmp_path / "halves").glob("*.h5"))
-    monkeypatch.setattr(jets8, "simulate_shard", simulate)
     fake_shards.clear()
     halves = jets8.generate(140, tmp_path / "halves", scheduler="synchronous")
     assert len(fake_shards) == 1 + 8 - 3  # the first call prepares what the workers share

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.catalog import dataset
-from data.simulate import boosted, boosted_detector, boosted_events, jets_events, top_gun
+from data.simulate import boosted, boosted_detector, boosted_events, top_gun
 from data.simulate.boosted_detector import CHANNELS, Tracker
 from data.simulate.boosted_kinematics import (
     MASS_RANGE,
@@ -21,22 +21,11 @@ from data.simulate.boosted_kinematics import (
 )
 from data.simulate.jets_detector import Detector
 from data.simulate.jets_events import CHARGED, MUON, NEUTRAL, PHOTON
-from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.nested_parquet import check_parquet, iter_columns
 
 JETS = 60
 KEYS = dataset("top_mass")["file"][0]["keys"]
-
-
-@pytest.fixture(scope="module")
-def small_pools(tmp_path_factory):
-    """Pools of 120 events, in memory and in a cache of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        pool = jets_events.pools(120)
-        patch.setattr(jets_events, "pools", lambda: pool)
-        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -102,21 +91,11 @@ def test_complete_files_are_kept_and_outdated_ones_made_again(
     assert not top_gun.is_complete(path, 30, top_gun.SEED)
 
 
-def test_interrupted_generation_resumes(tmp_path, fake_shards, monkeypatch) -> None:
+def test_interrupted_generation_resumes(tmp_path, fake_shards, interrupted) -> None:
     whole = top_gun.generate(100, tmp_path / "whole", scheduler="synchronous").read_bytes()
-    simulate, done = top_gun.simulate_shard, []
-
-    def interrupted(*job):
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(job)
-        return simulate(*job)
-
-    monkeypatch.setattr(top_gun, "simulate_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(top_gun), pytest.raises(KeyboardInterrupt):
         top_gun.generate(100, tmp_path / "halves", scheduler="synchronous")
     assert not list((tmp_path / "halves").glob("*.parquet"))
-    monkeypatch.setattr(top_gun, "simulate_shard", simulate)
     fake_shards.clear()
     path = top_gun.generate(100, tmp_path / "halves", scheduler="synchronous")
     assert fake_shards == [1, 20, 20]  # the first call prepares what the workers share
