@@ -132,9 +132,9 @@ CONFIGS = {
         seeds=(0, 1), scored=24, ten=300, ten_vae=Schedule(20, 32, rounds=1),
     ),
     "quick": Config(
-        vae=Schedule(1000, 64, 4e-3), scan=Schedule(120, 64, 4e-3, rounds=1), dimensions=(8, 12),
-        supervised=Schedule(400, 128), oracle=Schedule(300, rounds=1), flows=Schedule(120, 128, rounds=1),
-        chart=Schedule(700), chart_pairs=12_000, discovery=400, classifier=Schedule(150, 128, rounds=1),
+        vae=Schedule(750, 64, 4e-3), scan=Schedule(120, 64, 4e-3, rounds=1), dimensions=(8, 12),
+        supervised=Schedule(400, 128), oracle=Schedule(300, rounds=1), flows=Schedule(100, 128, rounds=1),
+        chart=Schedule(500), chart_pairs=10_000, discovery=400, classifier=Schedule(120, 128, rounds=1),
         seeds=(0, 1, 2), scored=120, tested=300,
     ),
     "standard": Config(
