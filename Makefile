@@ -19,6 +19,8 @@ endif
 # Idle Dask processes look at themselves up to a hundred times a second: 8 % of a core, with these two 2 %.
 export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED := False
 export DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL := 1s
+# A machine that slept for some minutes has not lost its workers.
+export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL := 1 day
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "$(DATA)")
 
