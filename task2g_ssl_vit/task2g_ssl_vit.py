@@ -142,8 +142,8 @@ CONFIGS = {
         updates={0.1: 60, 1.0: 120}, seeds=2, rates=2, pretraining_batch=64, rounds=2,
     ),
     "standard": Config(
-        epochs=3, pretrainings={"barlow": 3, "vicreg": 2, "simclr": 1, "vit barlow": 1},
-        updates={0.01: 60, 0.1: 200, 0.5: 350, 1.0: 600}, seeds=3, longer=2, ablation_jets=4_000,
+        epochs=2, pretrainings={"barlow": 2, "vicreg": 2, "simclr": 1, "vit barlow": 1},
+        updates={0.01: 60, 0.1: 150, 0.5: 250, 1.0: 450}, seeds=3, longer=2, ablation_jets=3_000,
     ),
     "full": Config(
         epochs=40, pretrainings={"barlow": 3, "vicreg": 3, "simclr": 3, "vit barlow": 3},
