@@ -147,7 +147,7 @@ CONFIGS = {
         transfer_labels=(100, 400), depth=2, shown_jets=300,
     ),
     "standard": Config(
-        epochs={"masked": 10, "contrastive": 6, "variational": 6, "supervised": 20, "distilled": 6},
+        epochs={"masked": 6, "contrastive": 4, "variational": 3, "supervised": 16, "distilled": 4},
         seeds=(0, 1), patches=40, label_counts=(60, 240, 960), transfer_jets=5_000,
         transfer_labels=(100, 400, 1_600), shown_jets=1_500,
     ),

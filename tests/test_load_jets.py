@@ -151,7 +151,7 @@ def test_stand_in_is_made_where_official_files_are_missing(
     assert load_quark_gluon("auto", "smoke").source == "standin"
     load_super_resolution("standin", "quick")
     load_quark_gluon("standin", max_events=7)
-    assert made == [(300, paths.STANDIN), (6000, paths.STANDIN), (8, paths.STANDIN)]
+    assert made == [(300, paths.STANDIN), (4800, paths.STANDIN), (8, paths.STANDIN)]
     for task in ("task2b_superres_gan", "task2h_graph_jets"):
         assert "stand-in" in prepare(task, "smoke", "standin")
 
