@@ -1770,8 +1770,8 @@ display(Markdown(f"On {dataset.words}:\n\n" + "\n".join(f"- {line}" for line in 
 # - Towers, not pixels: a network on the pixels' sites would see the core of the jet in more detail, and would save more, since
 #   pixels are emptier than towers. It did not fit a CPU's budget of trainings.
 # - Sparse sites drop hits of the pixel layers where neither a track nor a calorimeter tower is found.
-# - A number obtained on stand-in jets says how the methods compare on the same jets, not what the official files give: there,
-#   a public solution quotes 0.935 at 20 % and 0.917 at 90 % pruned.
+# - A number obtained on stand-in jets says how the methods compare on the same jets, not what the official files give;
+#   README's table names the best public result on these.
 #
 # **References.** D. Kingma, M. Welling, *Auto-encoding variational Bayes*, arXiv:1312.6114. I. Higgins et al., *beta-VAE*, ICLR
 # 2017. S. Bowman et al., *Generating sentences from a continuous space*, arXiv:1511.06349. A. Makhzani, B. Frey, *k-sparse autoencoders*, arXiv:1312.5663. B. Graham, L. van der Maaten, *Submanifold sparse

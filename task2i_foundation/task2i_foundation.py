@@ -2072,8 +2072,8 @@ display(Markdown("\n".join(f"- {line}" for line in conclusions)))
 
 # %% [markdown]
 # - Images without an energy scale cannot give $p_T$ as images with one would: compare with the trivial predictor, and not with task 2e.
-# - A number obtained on stand-in jets compares methods on the same jets. It does not predict the one on the official files, where public solutions
-#   have AUCs of 0.936 to 0.966, and MSEs of 853 (m) and 9,256 GeV² (pT) where the mean predictors have 2,558 and 11,173.
+# - A number obtained on stand-in jets compares methods on the same jets. It does not predict the one on the official files; README's table
+#   names the best public results on these.
 # - Intervals are those of the test jets; the ± is the spread over few seeds, in which everything is trained anew and the split stays.
 # - Both jets of a simulated collision are in the stand-in sample, and may be in different parts of the split.
 # - Not studied: longer pre-training, which self-supervision is known to need; a decoder that attends to visible patches, which draws better and
