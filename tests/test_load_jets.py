@@ -151,7 +151,12 @@ def test_stand_in_is_made_where_official_files_are_missing(
     assert load_quark_gluon("auto", "smoke").source == "standin"
     load_super_resolution("standin", "quick")
     load_quark_gluon("standin", max_events=7)
-    assert made == [(300, paths.STANDIN), (4800, paths.STANDIN), (8, paths.STANDIN)]
+    sizes = (
+        catalog_dataset("quark_gluon")["events"]["smoke"],
+        catalog_dataset("quark_gluon_superresolution")["events"]["quick"],
+        8,
+    )
+    assert made == [(size, paths.STANDIN) for size in sizes]
     for task in ("task2b_superres_gan", "task2h_graph_jets"):
         assert "stand-in" in prepare(task, "smoke", "standin")
 

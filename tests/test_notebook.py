@@ -168,7 +168,7 @@ def test_plain_python_prints(run, capsys) -> None:
     assert "0.8100 [0.8000, 0.8200]" in shown
 
 
-def test_notebook_results_replace_the_placeholder() -> None:
+def test_results_of_the_last_cell_appear_in_the_first() -> None:
     cells = [
         "from e2e_utils.notebook import show_results, update_results\nshow_results('task9_toy')",
         "entry = {'value': 0.81, 'low': 0.8, 'high': 0.82}\n"

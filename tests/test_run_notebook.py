@@ -273,7 +273,7 @@ def test_progress_bars_colours_and_machine_paths_are_removed() -> None:
     text = f"{paths.ROOT}/data/x.npy in {paths.ROOT}, /x/ipykernel_1/23.py:4: Warning"
     assert clean_text(text, {str(paths.ROOT): ""}) == "data/x.npy in ., <cell>:4: Warning"
     assert clean_text("/opt/env/lib/site-packages/torch/a.py") == "site-packages/torch/a.py"
-    assert clean_text("sub/root/x", {"/root": "~"}) == "sub/root/x"
+    assert clean_text("sub/top/x", {"/top": "~"}) == "sub/top/x"
 
 
 def test_one_representation_of_every_output_is_kept() -> None:

@@ -69,24 +69,15 @@ def test_events_do_not_depend_on_the_order_of_shards(tmp_path):
     assert forward[0]["energy"].sum() != forward[1]["energy"].sum()
 
 
-def test_interrupted_generation_resumes(tmp_path, small_shards, monkeypatch):
+def test_interrupted_generation_resumes(tmp_path, small_shards, interrupted, monkeypatch):
     whole = egamma.generate(200, tmp_path / "whole", seed=5, scheduler="synchronous")
-    simulate, calls = egamma.simulate_shard, []
-
-    def interrupted(n_events, electron, seed):
-        calls.append(n_events)
-        if n_events and len(calls) > 4:
-            raise KeyboardInterrupt
-        return simulate(n_events, electron, seed)
-
-    monkeypatch.setattr(egamma, "simulate_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(egamma), pytest.raises(KeyboardInterrupt):
         egamma.generate(200, tmp_path / "halves", seed=5, scheduler="synchronous")
     assert not list((tmp_path / "halves").glob("*.hdf5"))
     stored = len(list((tmp_path / "halves").rglob("*.npz")))
     assert stored == 3  # the first of the four calls makes no events: it compiles
 
-    calls.clear()
+    simulate, calls = egamma.simulate_shard, []
     monkeypatch.setattr(egamma, "simulate_shard", lambda *job: calls.append(1) or simulate(*job))
     halves = egamma.generate(200, tmp_path / "halves", seed=5, scheduler="synchronous")
     assert len(calls) - 1 == 6 - stored
