@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
@@ -105,15 +106,16 @@ def test_target_and_mass_are_inverse(notebook):
         np.testing.assert_allclose(back, m.numpy(), rtol=1e-5)
 
 
-def test_loss_is_the_normal_likelihood(notebook):
+@pytest.mark.parametrize(("loss", "density"), [("normal", norm), ("student", student(4))])
+def test_loss_is_a_likelihood_without_its_constant(notebook, loss, density):
     generator = torch.Generator().manual_seed(0)
     output, target = torch.randn(50, 2, generator=generator), torch.randn(50, generator=generator)
     weight = torch.rand(50, generator=generator)
-    found = notebook.regression_loss(output, target, weight, "likelihood")
+    found = notebook.regression_loss(output, target, weight, loss)
     expected = 0.0
     for (location, log_width), t, w in zip(output.tolist(), target, weight, strict=True):
-        density = norm.logpdf(float(t), location, np.exp(log_width)) + 0.5 * np.log(2 * np.pi)
-        expected -= float(w) * density
+        pull = (float(t) - location) / np.exp(log_width)
+        expected -= float(w) * (density.logpdf(pull) - density.logpdf(0) - log_width)
     assert float(found) == pytest.approx(expected / float(weight.sum()), rel=1e-5)
     absolute = notebook.regression_loss(output, target, weight, "absolute")
     naive = sum(
