@@ -54,6 +54,7 @@ show_results("task2e_mass_regression")
 
 # %%
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -66,6 +67,9 @@ from IPython.display import Markdown, display
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import QuantileRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import SplineTransformer
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torch.optim.swa_utils import AveragedModel
@@ -163,7 +167,8 @@ fig, axes = plt.subplots(1, 3, figsize=(11, 3))
 for axis, values, label in zip(
     axes, (mass, pt, eta), ("$m$ [GeV]", "$p_T$ [GeV]", r"$\eta$"), strict=True
 ):
-    axis.hist(values[splits.train], 40, histtype="step", lw=1.6)
+    edges = TOWER * np.arange(-16, 17) if values is eta else 40  # eta: one for every tower
+    axis.hist(values[splits.train], edges, histtype="step", lw=1.6)
     axis.set(xlabel=label, ylabel="jets")
 axes[0].set_ylim(bottom=0)
 plt.show()
@@ -771,11 +776,34 @@ def width_factor(output: np.ndarray, m: np.ndarray) -> float:
     return float(np.quantile(np.abs(target - output[:, 0]) / np.exp(output[:, 1]), ONE_SIGMA))
 
 
-factors = {
-    key: width_factor(outputs(model, dataset, splits.validation), mass[splits.validation])
-    for key, model in models.items()
-}
+m_validation = mass[splits.validation]
+checked = {key: outputs(model, dataset, splits.validation) for key, model in models.items()}
+factors = {key: width_factor(output, m_validation) for key, output in checked.items()}
 print({f"{arm} {seed}": round(factor, 3) for (arm, seed), factor in factors.items()})
+
+# %% [markdown]
+# **Numerical inversion.** The estimate with the smallest error answers towards the middle of the spectrum. An experiment that looks
+# for a peak prefers one that is right in the median *at every true mass*, and calibrates for it as jet energies are: $R(m)$, the
+# median estimate of validation jets of mass $m$, is fitted with a spline by quantile regression, and $R^{-1}$ of the estimate is
+# a further arm. It undoes the pull to the middle and pays with larger errors.
+
+
+# %%
+def inversion(estimate: np.ndarray, m: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Function from estimates [GeV] to masses of median response one, from estimates (N,) and masses (N,)."""
+    curve = make_pipeline(
+        SplineTransformer(6, degree=3, extrapolation="linear"),
+        QuantileRegressor(quantile=0.5, alpha=0.0, solver="highs"),
+    ).fit(m[:, None], estimate)
+    grid = np.linspace(0.0, 2 * HIGH, 2001)
+    rising = np.maximum.accumulate(curve.predict(grid[:, None])) + 1e-9 * grid
+    return lambda values: np.interp(values, rising, grid)
+
+
+unbiased = {
+    seed: inversion(to_mass(checked[MAIN, seed][:, 0], "log"), m_validation)
+    for seed in CONFIG.seeds
+}
 
 # %% [markdown]
 # ## 6. Evaluation
@@ -787,6 +815,9 @@ found = {key: outputs(model, dataset, test) for key, model in models.items()}
 predictions = {arm: [] for arm, _ in plan}
 for (arm, _), output in found.items():
     predictions[arm].append(to_mass(output[:, 0], "log"))
+predictions["inverted"] = [
+    unbiased[seed](values) for seed, values in zip(CONFIG.seeds, predictions[MAIN], strict=True)
+]
 predictions["ensemble"] = [np.mean(predictions[MAIN], axis=0)]
 predictions["gradient boosting"] = [np.exp(boosting.predict(moments["test"]))]
 predictions["mass of the pixels"] = [calibrated.predict(moments["test"][:, PROXY])]
@@ -801,6 +832,7 @@ LABELS = {
     "track pT and ECAL": "track pT and ECAL",
     "tracks only": "tracks only (pT, dz, d0)",
     "ECAL only": "ECAL only",
+    "inverted": "this network, calibrated by numerical inversion",
     "gradient boosting": "gradient boosting on moments",
     "mass of the pixels": "mass of the pixels, calibrated",
     "median": "median of the training masses (trivial)",
@@ -903,8 +935,11 @@ variables = {
 fig, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex="col", sharey="row")
 responses = {}
 for column, (name, (values, edges)) in zip(axes.T, variables.items(), strict=True):
-    for arm in (MAIN, "gradient boosting"):
-        frame = binned_response(estimate if arm == MAIN else predictions[arm][0], values, edges)
+    for arm, shown in {
+        MAIN: estimate, "inverted": predictions["inverted"][CONFIG.seeds.index(best[1])],
+        "gradient boosting": predictions["gradient boosting"][0],
+    }.items():  # fmt: skip
+        frame = binned_response(shown, values, edges)
         responses[arm, name] = frame
         column[0].errorbar(
             frame.x, frame["median"], frame["median error"], fmt="o-", ms=4, capsize=2, label=arm
@@ -918,13 +953,26 @@ axes[0, 0].set_ylabel("median response")
 axes[1, 0].set_ylabel("resolution")
 axes[0, 0].legend(fontsize=8)
 plt.show()
+
+
+def largest_bias(arm: str) -> tuple[float, float]:
+    """Largest distance of the median response from one between 120 and 450 GeV, and its own error."""
+    frame = responses[arm, "true mass [GeV]"]
+    middle = frame[(frame.x > 120) & (frame.x < 450)]
+    if not len(middle):
+        return np.nan, np.nan
+    worst = (middle["median"] - 1).abs().idxmax()
+    return abs(middle["median"][worst] - 1), middle["median error"][worst]
+
+
 frame = responses[MAIN, "true mass [GeV]"]
-middle = frame[(frame.x > 120) & (frame.x < 450)]
-worst_bias = (middle["median"] - 1).abs().max() if len(middle) else np.nan
+(worst_bias, _), (inverted_bias, inverted_error) = largest_bias(MAIN), largest_bias("inverted")
+price = results["inverted"]["mae"]["value"] - results[MAIN]["mae"]["value"]
 display(Markdown(
-    f"Between 120 and 450 GeV the median response is within {worst_bias:.1%} of one (aim: 2 %). At the edges it bends "
+    f"Between 120 and 450 GeV the median response of the direct estimate is within {worst_bias:.1%} of one. At the edges it bends "
     f"towards the middle, {frame['median'].iloc[0]:.3f} in the lowest and {frame['median'].iloc[-1]:.3f} in the highest bin, "
-    "as it must for an estimate that minimises an error on a bounded spectrum."
+    "as it must for an estimate that minimises an error on a bounded spectrum. After the numerical inversion it is within "
+    f"**{inverted_bias:.1%} ± {inverted_error:.1%}** (aim: 2 %), at a price of {price:+.1f} GeV in MAE."
 ))  # fmt: skip
 
 # %% [markdown]

@@ -270,6 +270,17 @@ def test_density_recovers_a_known_gaussian_whatever_the_spectrum(notebook):
     np.testing.assert_allclose(*estimates, rtol=0.05)
 
 
+def test_numerical_inversion_makes_the_median_response_one(notebook):
+    rng = np.random.default_rng(0)
+    m = rng.uniform(85, 500, 8000)
+    estimate = 120 + 0.6 * m + 3e-4 * (m - 300) ** 2 + rng.standard_t(4, len(m)) * 5
+    corrected = notebook.inversion(estimate[:4000], m[:4000])(estimate[4000:])
+    for low, high in ((100, 150), (200, 300), (400, 450)):
+        inside = (m[4000:] > low) & (m[4000:] < high)
+        assert np.median(corrected[inside] / m[4000:][inside]) == pytest.approx(1, abs=0.02)
+        assert abs(np.median(estimate[4000:][inside] / m[4000:][inside]) - 1) > 0.02
+
+
 def test_density_is_normalised(notebook):
     torch.manual_seed(0)
     density = notebook.ConditionalDensity()
