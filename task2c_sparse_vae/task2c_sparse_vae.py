@@ -121,7 +121,7 @@ class Config:
     tuning: Schedule  # on labelled jets
     extra: Schedule  # after pruning; the dense network gets it too; a multiple of ITERATIONS epochs
     seeds: int
-    ratios: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)  # of channels removed
+    ratios: tuple[float, ...] = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of channels removed
     unstructured: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)  # of weights set to zero
     sweep: Schedule = field(default_factory=lambda: Schedule(2))
     sweep_jets: int = 0  # unlabelled jets for the choice of beta and k
@@ -134,13 +134,13 @@ CONFIGS = {
         ratios=(0.0, 0.8), unstructured=(0.8,), sweep=Schedule(1, 32), sweep_jets=32,
     ),
     "quick": Config(
-        pretraining=Schedule(2), tuning=Schedule(6), extra=Schedule(3, 64, 5e-4), seeds=2,
-        ratios=(0.0, 0.5, 0.8, 0.9, 0.95), unstructured=(0.8, 0.95),
+        pretraining=Schedule(2, 32), tuning=Schedule(6), extra=Schedule(3, 64, 5e-4), seeds=2,
+        ratios=(0.0, 0.5, 0.6, 0.8, 0.95), unstructured=(0.8, 0.95),
         sweep=Schedule(1), sweep_jets=1200,
     ),
     "standard": Config(
-        pretraining=Schedule(5), tuning=Schedule(8), extra=Schedule(6, 64, 5e-4), seeds=3,
-        unstructured=(0.5, 0.8, 0.95), sweep=Schedule(2), sweep_jets=5_000,
+        pretraining=Schedule(3), tuning=Schedule(8), extra=Schedule(3, 32, 5e-4), seeds=3,
+        unstructured=(0.5, 0.8, 0.95), sweep=Schedule(3, 32), sweep_jets=5_000,
     ),
     "full": Config(
         pretraining=Schedule(30, 256), tuning=Schedule(20, 128), extra=Schedule(12, 128, 5e-4),
