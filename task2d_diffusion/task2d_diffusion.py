@@ -143,11 +143,11 @@ CONFIGS = {
         largest_batch=100,
     ),
     "standard": Config(
-        schedules={"totals": Schedule(24), "diffusion": Schedule(18, seeds=2),
-                   "flow matching": Schedule(14), "gan": Schedule(4, 64, 5e-4),
-                   "gan, plain": Schedule(4, 64, 5e-4), "vae": Schedule(6),
-                   "flow": Schedule(16), "student": Schedule(40)},
-        test_epochs=8, test_seeds=2, pairs=10_000, sweep=Schedule(2), sweep_jets=4_000,
+        schedules={"totals": Schedule(16), "diffusion": Schedule(12, seeds=2),
+                   "flow matching": Schedule(10), "gan": Schedule(3, 64, 5e-4),
+                   "gan, plain": Schedule(3, 64, 5e-4), "vae": Schedule(5),
+                   "flow": Schedule(12), "student": Schedule(24)},
+        test_epochs=8, test_seeds=2, pairs=8_000, sweep=Schedule(2), sweep_jets=4_000,
         toy_steps=2_500, library_jets=1_000,
     ),
     "full": Config(
@@ -445,6 +445,10 @@ display(pd.DataFrame({
 #
 # The diffusion model, the flow-matching model, the generator of the GAN and the decoder of the VAE are this trunk; the GAN's
 # critic and the VAE's encoder are its tokens with a pooled last layer.
+#
+# **What single towers say is counted, not learned.** Chance of a hit, mean and width of a hit's $v$ differ from tower to tower
+# by the distance to the jet's axis; the training jets give them, mirrored, without a gradient step. Every image network starts there,
+# so that training is spent on what is hard: the relations between towers and between channels.
 
 
 # %%
@@ -508,15 +512,16 @@ class Tokens(nn.Module):
 
 
 class Trunk(Tokens):
-    """v (B, 8, 25, 25) -> (B, 8, 25, 25): tokens give context to a layer on each tower."""
+    """v (B, 8, 25, 25) -> (B, outputs, 25, 25): tokens give context to a layer on each tower."""
 
-    def __init__(self, extra: int = 0, width: int = 128, depth: int = 2, context: int = 16, hidden: int = 32) -> None:  # fmt: skip
+    def __init__(self, extra: int = 0, width: int = 128, depth: int = 2, context: int = 16, hidden: int = 32,
+                 outputs: int = N_CHANNELS) -> None:  # fmt: skip
         super().__init__(extra, width, depth)
         self.norm = nn.LayerNorm(width)
         self.context = nn.Linear(width, PATCH * context)
         self.tower = nn.Linear(N_CHANNELS + context, hidden)
         self.shift = nn.Linear(64, 2 * hidden)
-        self.out = nn.Linear(hidden, N_CHANNELS)
+        self.out = nn.Linear(hidden, outputs)
 
     def forward(self, x: torch.Tensor, level: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         patches = to_patches(x)
@@ -546,22 +551,80 @@ class Pooled(Tokens):
         return self.out(h)
 
 
+# %%
+class TowerPrior(nn.Module):
+    """What single towers say: chance of a hit, mean and width of a hit's v, (8, 25, 25) each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shape = N_CHANNELS, GRID, GRID
+        self.register_buffer("logit", torch.zeros(shape))
+        self.register_buffer("mean", torch.full(shape, HIT))
+        self.register_buffer("width", torch.full(shape, HIT_WIDTH))
+        self.lift = nn.Linear(N_SUMMARY, N_CHANNELS)  # more hits or fewer, by the conditions
+        nn.init.zeros_(self.lift.weight)
+        nn.init.zeros_(self.lift.bias)
+
+    def count(self, encoded: torch.Tensor, least: float = 10.0) -> None:
+        """Set the buffers from encoded jets (n, 8, 25, 25), mirrored in both axes; ``least`` hits of the channel's mean are added."""
+        hit = encoded > 0
+        v = (encoded + EMPTY) * hit
+
+        def mirrored(x: torch.Tensor) -> torch.Tensor:
+            return sum(x.flip(axes) for axes in ((), (1,), (2,), (1, 2)))
+
+        hits, first, second = (mirrored(x.double().sum(0)) for x in (hit, v, v.square()))
+        share = (hits + 0.5) / (4 * len(encoded) + 1)
+        centre = first.sum((1, 2), keepdim=True) / hits.sum((1, 2), keepdim=True).clamp(min=1)
+        mean = (first + least * centre) / (hits + least)
+        variance = (second - 2 * mean * first + hits * mean.square() + least * HIT_WIDTH**2) / (hits + least)  # fmt: skip
+        self.logit.copy_(torch.logit(share))
+        self.mean.copy_(mean)
+        self.width.copy_(variance.clamp(min=1e-4).sqrt())
+
+    def log_odds(self, condition: torch.Tensor) -> torch.Tensor:
+        """Of a hit, (B, 8, 25, 25)."""
+        return self.logit + self.lift(condition)[:, :, None, None]
+
+    def mean_of_v(self, condition: torch.Tensor) -> torch.Tensor:
+        """Over hit and empty, (B, 8, 25, 25)."""
+        return EMPTY + self.log_odds(condition).sigmoid() * (self.mean - EMPTY)
+
+    def posterior_mean(self, x: torch.Tensor, sigma: torch.Tensor, log_odds: torch.Tensor, change: torch.Tensor) -> torch.Tensor:  # fmt: skip
+        """E[v | x] of v + noise of level sigma (B,), for given log-odds; ``change`` moves the hit's value, in posterior widths."""
+        s = sigma.view(-1, 1, 1, 1)
+        hit_variance, empty_variance = self.width.square() + s.square(), EMPTY_WIDTH**2 + s.square()
+        from_hit, from_empty = x - self.mean, x - EMPTY
+        evidence = (from_empty.square() / empty_variance - from_hit.square() / hit_variance
+                    + (empty_variance / hit_variance).log()) / 2  # fmt: skip
+        hit = self.mean + from_hit * self.width.square() / hit_variance
+        hit = hit + change * self.width * s / hit_variance.sqrt()
+        empty = EMPTY + from_empty * EMPTY_WIDTH**2 / empty_variance
+        return empty + (log_odds + evidence).sigmoid() * (hit - empty)
+
+
 # %% [markdown]
-# **Diffusion**, preconditioned as in EDM (Karras et al., arXiv:2206.00364). Data $v$ with noise $n\sim\mathcal N(0,\sigma^2)$; the
-# denoiser is
+# **Diffusion**, with noise levels, weights of the loss and sampler as in EDM (Karras et al., arXiv:2206.00364). Data $v$ with noise
+# $n\sim\mathcal N(0,\sigma^2)$, $x=v+n$; the best denoiser is the posterior mean $\mathrm E[v|x]$. EDM's network corrects a linear guess
+# of it. For a tower alone there is a better one: $v$ is a mixture of two normal clouds, so Bayes' theorem gives the mean in closed form,
 #
-# $$D(v+n;\sigma)=c_\mathrm{skip}\,(v+n)+c_\mathrm{out}\,F\big(c_\mathrm{in}(v+n);\ \tfrac14\ln\sigma\big),$$
+# $$D(x;\sigma)=(1-r)\,m_0+r\,(m_1+g\,\delta),\qquad \ln\frac{r}{1-r}=\ell+\Delta+\ln\frac{\mathcal N(x;\mu,w^2+\sigma^2)}{\mathcal N(x;-1,w_0^2+\sigma^2)},$$
 #
-# $$c_\mathrm{skip}=\frac{\sigma_d^2}{\sigma^2+\sigma_d^2},\qquad c_\mathrm{out}=\frac{\sigma\sigma_d}{\sqrt{\sigma^2+\sigma_d^2}},\qquad
-# c_\mathrm{in}=\frac1{\sqrt{\sigma^2+\sigma_d^2}},$$
+# $$m_1=\mu+\frac{w^2}{w^2+\sigma^2}(x-\mu),\qquad m_0=-1+\frac{w_0^2}{w_0^2+\sigma^2}(x+1),\qquad g=\frac{w\,\sigma}{\sqrt{w^2+\sigma^2}},$$
 #
-# so that input and target of the network $F$ have unit variance at every $\sigma$; $\ln\sigma\sim\mathcal N(-0.8,1.2^2)$ in training.
-# The centre is higher than the paper's $-1.2$ because hit and empty tower lie 2 apart: which of them it is, is decided near
-# $\sigma=1/2$. Sampling solves $\mathrm dv/\mathrm d\sigma=(v-D)/\sigma$ from $\sigma=20$ to 0 with Heun's method on the paper's grid ($\rho=7$). 20
-# and not 80, as the sums, which would need it, are conditions.
+# with the tower's log-odds $\ell$ of a hit, mean $\mu$ and width $w$ of a hit's $v$, and $w_0=0.25$. What a tower alone cannot know is
+# what the others say: that is the network's part, a shift $\Delta$ of the log-odds and a move $\delta$ of the value for each tower and
+# channel, $(\Delta,\delta)=F(c_\mathrm{in}\,x;\frac14\ln\sigma)$ with $c_\mathrm{in}=(\sigma^2+\sigma_d^2)^{-1/2}$. Its last layer starts at zero:
+# the untrained model generates independent towers, and training adds relations. Empty towers are pure noise and need no network.
 #
-# **Flow matching** (Lipman et al., arXiv:2210.02747): straight lines $v_t=(1-t)\,\epsilon+t\,v/\sigma_d$, and the network learns the
-# velocity $v/\sigma_d-\epsilon$. Straighter paths should need fewer steps.
+# Loss: $(D-v)^2/c_\mathrm{out}^2$, $c_\mathrm{out}=\sigma\sigma_d/\sqrt{\sigma^2+\sigma_d^2}$; $\ln\sigma\sim\mathcal N(-0.8,1.2^2)$ in training. The centre is
+# higher than the paper's $-1.2$ because hit and empty tower lie 2 apart: which of them it is, is decided near $\sigma=1/2$. Sampling
+# solves $\mathrm dv/\mathrm d\sigma=(v-D)/\sigma$ from $\sigma=20$ to 0 with Heun's method on the paper's grid ($\rho=7$). 20 and not 80, as the
+# sums, which would need it, are conditions.
+#
+# **Flow matching** (Lipman et al., arXiv:2210.02747): straight lines $v_t=(1-t)\,\epsilon+t\,v/\sigma_d$ with velocity $v/\sigma_d-\epsilon$, whose mean
+# given $v_t$ is $(D/\sigma_d-v_t)/(1-t)$ with the same $D$ at $x=v_t\sigma_d/t$, $\sigma=\sigma_d(1-t)/t$: the same network, other weights of the loss,
+# another path. Straighter paths should need fewer steps.
 
 
 # %%
@@ -581,43 +644,44 @@ def sigma_grid(steps: int) -> list[float]:
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma) of EDM for x (B, 8, 25, 25), sigma (B,), conditions (B, 19)."""
+    """D(x; sigma) for x (B, 8, 25, 25), sigma (B,), conditions (B, 19)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = Trunk()
-
-    def scalings(self, sigma: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """c_skip, c_out, c_in of levels (B,), each (B, 1, 1, 1)."""
-        s = sigma.view(-1, 1, 1, 1)
-        norm = (s.square() + SIGMA_DATA**2).sqrt()
-        return SIGMA_DATA**2 / norm.square(), s * SIGMA_DATA / norm, 1 / norm
+        self.prior, self.trunk = TowerPrior(), Trunk(outputs=2 * N_CHANNELS)
+        nn.init.zeros_(self.trunk.out.weight)
+        nn.init.zeros_(self.trunk.out.bias)
 
     def forward(
         self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
-        skip, out, scale = self.scalings(sigma)
-        return skip * x + out * self.trunk(scale * x, sigma.log() / 4, condition)
+        scale = (sigma.square() + SIGMA_DATA**2).rsqrt().view(-1, 1, 1, 1)
+        shift, change = self.trunk(scale * x, sigma.log() / 4, condition).chunk(2, 1)
+        return self.prior.posterior_mean(x, sigma, self.prior.log_odds(condition) + shift, change)
 
 
 def edm_loss(model: Denoiser, v: torch.Tensor, condition: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # fmt: skip
     """Mean of (D - v)^2 / c_out^2 over noise levels."""
     sigma = drawn_sigma(len(v), generator).to(v)
-    noise = torch.randn(v.shape, generator=generator).to(v) * sigma.view(-1, 1, 1, 1)
-    weight = 1 / model.scalings(sigma)[1].square()
+    s = sigma.view(-1, 1, 1, 1)
+    noise = torch.randn(v.shape, generator=generator).to(v) * s
+    weight = 1 / s.square() + 1 / SIGMA_DATA**2
     return (weight * (model(v + noise, sigma, condition) - v).square()).mean()
 
 
 # %%
 class Velocity(nn.Module):
-    """The velocity of flow matching at x (B, 8, 25, 25) and time (B,) in [0, 1]."""
+    """The velocity of flow matching at x (B, 8, 25, 25) and time (B,) in [0, 1], from a denoiser."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = Trunk()
+        self.denoiser = Denoiser()
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        return self.trunk(x, 2 * t - 1, condition)
+        t = t.clamp(1e-3, 1 - 1e-3)
+        s = t.view(-1, 1, 1, 1)
+        v = self.denoiser(x * SIGMA_DATA / s, SIGMA_DATA * (1 - t) / t, condition)
+        return (v / SIGMA_DATA - x) / (1 - s)
 
 
 def flow_matching_loss(model: Velocity, v: torch.Tensor, condition: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # fmt: skip
@@ -666,12 +730,12 @@ def sample_flow(model: Velocity, condition: torch.Tensor, noise: torch.Tensor, s
 
 
 # %% [markdown]
-# **GAN.** The generator is the trunk with noise for input. The critic sees $v$ and the conditions; non-saturating logistic loss
+# **GAN.** The generator is the trunk with noise for input, added to the towers' mean $v$. The critic sees $v$ and the conditions; non-saturating logistic loss
 # and $R_1$ penalty (Mescheder et al., arXiv:1801.04406), the latter every eighth step. The spread of its features over the
 # batch tells the critic when a batch is too uniform (arXiv:1710.10196); the arm *GAN, plain* goes without, and section 8 asks
 # what that does.
 #
-# **VAE.** Encoder, 32 latent numbers $u$, decoder (the trunk fed by $u$) with a normal likelihood whose width per channel is
+# **VAE.** Encoder, 32 latent numbers $u$, decoder (the towers' mean $v$ and the trunk fed by $u$) with a normal likelihood whose width per channel is
 # learned ($\sigma$-VAE, arXiv:2006.13202). Loss: $-\ln p(v|u)+\beta\,\mathrm{KL}$, summed over towers, per jet. Generated jets are drawn from the
 # likelihood, width included; section 8 looks at its mean, which many take for the sample.
 
@@ -682,10 +746,11 @@ class Generator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = Trunk()
+        self.prior, self.trunk = TowerPrior(), Trunk()
 
     def forward(self, noise: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        return self.trunk(noise, noise.new_zeros(len(noise)), condition)
+        made = self.trunk(noise, noise.new_zeros(len(noise)), condition)
+        return self.prior.mean_of_v(condition) + made
 
 
 class Adversaries(nn.Module):
@@ -706,7 +771,7 @@ class VAE(nn.Module):
         super().__init__()
         self.beta, self.free_bits = beta, free_bits
         self.encoder = Pooled(2 * LATENT)
-        self.decoder = Trunk(extra=LATENT, width=width)
+        self.prior, self.decoder = TowerPrior(), Trunk(extra=LATENT, width=width)
         self.log_width = nn.Parameter(torch.zeros(N_CHANNELS, 1, 1))
 
     def encode(self, v: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -717,7 +782,8 @@ class VAE(nn.Module):
     def decode(self, latent: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Mean of v."""
         empty = latent.new_zeros(len(latent), N_CHANNELS, GRID, GRID)
-        return self.decoder(empty, empty.new_zeros(len(latent)), torch.cat([condition, latent], 1))
+        made = self.decoder(empty, empty.new_zeros(len(latent)), torch.cat([condition, latent], 1))
+        return self.prior.mean_of_v(condition) + made
 
 
 # %%
@@ -847,6 +913,14 @@ LABELS = {
     "gan, plain": "GAN, plain", "vae": "VAE", "flow": "flow (teacher)", "student": "flow (student)",
     "independent": "independent towers", "real": "real jets (floor)",
 }  # fmt: skip
+
+
+def with_prior(model: nn.Module) -> nn.Module:
+    """The model, its towers' statistics set to those of training jets."""
+    for part in model.modules():
+        if isinstance(part, TowerPrior):
+            part.count(encoded.dense(splits.train[:6000]))
+    return model
 
 
 class OneJet(nn.Module):
@@ -1100,7 +1174,7 @@ def train_gan(name: str, model: Adversaries, schedule: Schedule, seed: int, rows
 def overfit_one_batch(steps: int) -> tuple[float, float]:
     """EDM loss on 16 jets, mean over the first and over the last tenth of ``steps`` updates."""
     seed_everything(0)
-    model, rows = Denoiser().to(DEVICE), splits.train[:16]
+    model, rows = with_prior(Denoiser()).to(DEVICE), splits.train[:16]
     v, condition = batch_of(rows, flip=False), conditions[rows].to(DEVICE)
     optimizer, generator, values = torch.optim.AdamW(model.parameters(), 3e-3), torch_generator(0, 0), []  # fmt: skip
     for _ in range(steps):
@@ -1120,7 +1194,7 @@ print("loss on one memorised batch: {:.3f} -> {:.3f}".format(*overfit_one_batch(
 def run_job(arm: str, seed: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Train an arm from random weights: history, and weights as arrays."""
     seed_everything(seed)
-    model, schedule, name = NETWORKS[arm](), CONFIG.schedules[arm], f"{arm} {seed}"
+    model, schedule, name = with_prior(NETWORKS[arm]()), CONFIG.schedules[arm], f"{arm} {seed}"
     if arm.startswith("gan"):
         history = train_gan(name, model, schedule, seed, splits.train)
     elif arm == "student":
@@ -1954,7 +2028,7 @@ SWEEP = {
 def sweep_job(name: str) -> dict[str, np.ndarray]:
     """A short training of a VAE; KL and variance of the mean of each latent number, spectra of mean and draw."""
     seed_everything(0)
-    model = VAE(**SWEEP[name])
+    model = with_prior(VAE(**SWEEP[name]))
     train(f"sweep {name}", "vae", model, CONFIG.sweep, 0, splits.train[: CONFIG.sweep_jets], splits.validation[:500])  # fmt: skip
     model.eval()
     rows, generator = splits.validation[:500], torch_generator(0, 3)

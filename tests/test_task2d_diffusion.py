@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import nn
 
 from e2e_utils.fidelity import fpd, kpd
@@ -128,14 +129,49 @@ def test_moments_of_the_noise_schedule(notebook):
     assert np.diff(roots) == pytest.approx(np.full(17, roots[1] - roots[0]))
 
 
-def test_preconditioning_has_unit_variance_at_every_level(notebook):
-    model, sd = notebook.Denoiser(), notebook.SIGMA_DATA
-    for level in (0.01, 0.5, 10.0):
-        skip, out, scale = (c.item() for c in model.scalings(torch.tensor([level])))
-        assert (scale**2) * (sd**2 + level**2) == pytest.approx(1, rel=1e-5)
-        # target of the network (v - c_skip (v + n)) / c_out
-        variance = ((1 - skip) ** 2 * sd**2 + skip**2 * level**2) / out**2
-        assert variance == pytest.approx(1, rel=1e-4)
+def test_untrained_denoiser_is_the_posterior_mean_of_single_towers(notebook):
+    model = notebook.Denoiser().eval()
+    with torch.no_grad():
+        model.prior.logit.fill_(np.log(0.3 / 0.7))
+        model.prior.mean.fill_(1.2)
+        model.prior.width.fill_(0.4)
+    grid = np.linspace(-5, 5, 20_001)
+    density = 0.3 * norm.pdf(grid, 1.2, 0.4) + 0.7 * norm.pdf(grid, -1, notebook.EMPTY_WIDTH)
+    for level in (0.05, 0.6, 5.0):
+        for x in (-1.3, 0.1, 0.9):
+            weight = density * norm.pdf(x, grid, level)
+            found = model(torch.full((1, 8, 25, 25), x), torch.tensor([level]), torch.zeros(1, 19))
+            expected = (weight * grid).sum() / weight.sum()
+            assert found.detach().numpy() == pytest.approx(expected, abs=2e-4)
+
+
+def test_statistics_of_single_towers_are_counted_and_mirrored(notebook):
+    generator = torch_generator(0, 0)
+    chance = torch.linspace(0.1, 0.6, 625).view(25, 25)  # not symmetric
+    hit = torch.rand(4000, 8, 25, 25, generator=generator) < chance
+    v = 1.1 + 0.2 * torch.randn(hit.shape, generator=generator)
+    prior = notebook.TowerPrior()
+    prior.count(torch.where(hit, v - notebook.EMPTY, 0))
+    expected = (chance + chance.flip(0) + chance.flip(1) + chance.flip(0, 1)) / 4
+    assert prior.logit.sigmoid()[2].numpy() == pytest.approx(expected.numpy(), abs=0.02)
+    assert prior.mean.numpy() == pytest.approx(1.1, abs=0.03)
+    assert prior.width.numpy() == pytest.approx(0.2, abs=0.02)
+    mean = prior.mean_of_v(torch.zeros(1, 19)).detach()
+    assert mean[0, 2].numpy() == pytest.approx((-1 + expected * 2.1).numpy(), abs=0.06)
+
+
+def test_velocity_leads_to_the_denoised_jet(notebook):
+    model = notebook.Velocity().eval()
+    t, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 8, 25, 25, generator=torch_generator(0, 0))
+    v = torch.ones_like(noise)
+    x = torch.lerp(noise, v / notebook.SIGMA_DATA, t.view(-1, 1, 1, 1))
+    sigma = notebook.SIGMA_DATA * (1 - t) / t
+    condition = torch.zeros(2, 19)
+    denoised = model.denoiser(v + sigma.view(-1, 1, 1, 1) * noise, sigma, condition)
+    reached = x + (1 - t.view(-1, 1, 1, 1)) * model(x, t, condition)
+    assert reached.detach().numpy() * notebook.SIGMA_DATA == pytest.approx(
+        denoised.detach().numpy(), abs=1e-4
+    )
 
 
 class PerfectDenoiser(nn.Module):
