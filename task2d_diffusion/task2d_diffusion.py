@@ -67,6 +67,8 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from IPython.display import Markdown, display
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.special import ndtr, ndtri
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
@@ -1734,6 +1736,13 @@ again = null_distribution(real_pool, test_sizes[len(test_sizes) // 2], CONFIG.nu
 false_positives = float(np.mean(p_value(again, nulls[test_sizes[len(test_sizes) // 2]]) < 0.05))
 
 # %%
+def round_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10 as ticks of a logarithmic axis that spans few powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 kept = centre_spread[1] > 1e-9
 titles = [*reference.table.columns[kept], *["a combination"] * COMBINATIONS]
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8))
@@ -1742,6 +1751,7 @@ for number, name in enumerate(("real", "diffusion", "flow matching", "gan", "vae
     axes[0].axvline(statistics[name].max(), color=plotting.PALETTE[number], ls=plotting.LINES[number % 4], label=LABELS[name])  # fmt: skip
     axes[1].plot(test_sizes, [p_values[name][n] for n in test_sizes], "o" + plotting.LINES[number % 4], color=plotting.PALETTE[number])  # fmt: skip
 axes[0].set(xlabel=f"worst Kolmogorov–Smirnov statistic T, {half} jets each", ylabel="divisions", xscale="log")  # fmt: skip
+round_ticks(axes[0].xaxis)
 axes[0].legend(fontsize=8)
 axes[1].axhline(0.05, color="grey", lw=0.8)
 axes[1].set(xlabel="jets of each sample", ylabel="median p-value", xscale="log", yscale="log")
@@ -1870,6 +1880,7 @@ for axis, channel in zip(axes[0], (0, 3, 4, 5), strict=True):
     for number, (name, color) in enumerate(COLORS.items()):
         axis.plot(spectra[name][channel], plotting.LINES[number % 4], color=color, label=LABELS[name].split(",")[0])  # fmt: skip
     axis.set(xlabel="frequency [1/image]", title=CHANNELS[channel], yscale="log")
+    round_ticks(axis.yaxis)
 axes[0, 0].set_ylabel("power / reference")
 for axis, name in zip(axes[1], ("diffusion", "flow matching", "gan", "vae"), strict=True):
     axis.imshow(overlaps[name] - reference_overlap, cmap="RdBu_r", vmin=-0.2, vmax=0.2)
