@@ -142,14 +142,14 @@ CONFIGS = {
         width=16, depth=1, latent=16, batch_size=32, shown_jets=60, gate_steps=20,
     ),
     "quick": Config(
-        epochs={"masked": 3, "contrastive": 2, "variational": 2, "supervised": 12, "distilled": 2},
-        seeds=(0, 1), patches=24, label_counts=(60, 240), transfer_jets=1_200,
+        epochs={"masked": 2, "contrastive": 2, "variational": 1, "supervised": 10, "distilled": 2},
+        seeds=(0, 1), patches=24, label_counts=(60, 240), transfer_jets=1_000,
         transfer_labels=(100, 400), depth=2, shown_jets=300,
     ),
     "standard": Config(
-        epochs={"masked": 6, "contrastive": 4, "variational": 3, "supervised": 16, "distilled": 4},
-        seeds=(0, 1), patches=40, label_counts=(60, 240, 960), transfer_jets=5_000,
-        transfer_labels=(100, 400, 1_600), shown_jets=1_500,
+        epochs={"masked": 5, "contrastive": 3, "variational": 2, "supervised": 14, "distilled": 3},
+        seeds=(0, 1), patches=36, label_counts=(60, 240, 960), transfer_jets=4_000,
+        transfer_labels=(100, 400, 1_600), depth=2, shown_jets=1_500,
     ),
     "full": Config(
         epochs={"masked": 60, "contrastive": 40, "variational": 40, "supervised": 40, "distilled": 40},
