@@ -1123,9 +1123,7 @@ def classify(
     history = train(
         name, model, towers["labelled"], splits.train, schedule, loss_of, score_of, seed, masks
     )
-    value = score_of(model)
-    print(f"{name}: validation AUC {value:.4f}, {history.seconds.sum():.0f} s", flush=True)
-    return Tuned(history, arrays_of(model), model.encoder.trunk.widths, value)
+    return Tuned(history, arrays_of(model), model.encoder.trunk.widths, score_of(model))
 
 
 def tune(arm: str, seed: int, weights: dict[str, np.ndarray] | None) -> Tuned:
@@ -1138,7 +1136,10 @@ def tune(arm: str, seed: int, weights: dict[str, np.ndarray] | None) -> Tuned:
             k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")
         }
         model.encoder.load_state_dict(tensors_of(own))
-    return classify(f"tune {arm} {seed}{'' if weights else ' scratch'}", model, CONFIG.tuning, seed)
+    name = f"tune {arm} {seed}{'' if weights else ' scratch'}"
+    tuned = classify(name, model, CONFIG.tuning, seed)
+    print(f"{name}: validation AUC {tuned.validation_auc:.4f}, {tuned.history.seconds.sum():.0f} s", flush=True)
+    return tuned
 
 
 # %%
