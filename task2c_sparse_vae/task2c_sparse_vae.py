@@ -1138,7 +1138,10 @@ def tune(arm: str, seed: int, weights: dict[str, np.ndarray] | None) -> Tuned:
         model.encoder.load_state_dict(tensors_of(own))
     name = f"tune {arm} {seed}{'' if weights else ' scratch'}"
     tuned = classify(name, model, CONFIG.tuning, seed)
-    print(f"{name}: validation AUC {tuned.validation_auc:.4f}, {tuned.history.seconds.sum():.0f} s", flush=True)
+    print(
+        f"{name}: validation AUC {tuned.validation_auc:.4f}, {tuned.history.seconds.sum():.0f} s",
+        flush=True,
+    )
     return tuned
 
 

@@ -1735,6 +1735,7 @@ def detection_size(name: str) -> int | None:
 again = null_distribution(real_pool, test_sizes[len(test_sizes) // 2], CONFIG.null_draws, seed=1)
 false_positives = float(np.mean(p_value(again, nulls[test_sizes[len(test_sizes) // 2]]) < 0.05))
 
+
 # %%
 def round_ticks(axis: Axis) -> None:
     """1, 2, 5, 10 as ticks of a logarithmic axis that spans few powers of ten."""
