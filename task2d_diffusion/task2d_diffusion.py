@@ -145,11 +145,11 @@ CONFIGS = {
         largest_batch=100,
     ),
     "standard": Config(
-        schedules={"totals": Schedule(16), "diffusion": Schedule(12, seeds=2),
-                   "flow matching": Schedule(10), "gan": Schedule(3, 64, 5e-4),
-                   "gan, plain": Schedule(3, 64, 5e-4), "vae": Schedule(5),
-                   "flow": Schedule(12), "student": Schedule(24)},
-        test_epochs=8, test_seeds=2, pairs=8_000, sweep=Schedule(2), sweep_jets=4_000,
+        schedules={"totals": Schedule(12), "diffusion": Schedule(8, seeds=2),
+                   "flow matching": Schedule(6), "gan": Schedule(2, 64, 5e-4),
+                   "gan, plain": Schedule(2, 64, 5e-4), "vae": Schedule(3),
+                   "flow": Schedule(10), "student": Schedule(16)},
+        test_epochs=8, test_seeds=2, pairs=6_000, sweep=Schedule(2), sweep_jets=4_000,
         toy_steps=2_500, library_jets=1_000,
     ),
     "full": Config(
