@@ -2397,6 +2397,8 @@ display(Markdown(f"On {dataset.words}:\n\n" + "\n".join(f"- {line}" for line in 
 # %% [markdown]
 # - Sums and occupancies come from stage one for *every* generator here, the trivial one included: the tests compare images
 #   given these. Tests on sums alone would say nothing of the second stage.
+# - A posterior in closed form is open to models that denoise; GAN and VAE start from the towers' mean only. Part of what lies
+#   between them is this knowledge, not the principle. The row of independent towers shows what the knowledge alone is worth.
 # - The classifiers are as strong as their training samples: half of the test jets, 60 % of it for training. With more jets they
 #   would see more, which is why the floor has the same number.
 # - Generated are towers; pixels are drawn from a library of real towers and not tested beyond their number.
