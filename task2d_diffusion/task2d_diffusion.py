@@ -917,11 +917,15 @@ LABELS = {
 }  # fmt: skip
 
 
+counted = TowerPrior()
+counted.count(encoded.dense(splits.train[:6000]))
+
+
 def with_prior(model: nn.Module) -> nn.Module:
     """The model, its towers' statistics set to those of training jets."""
     for part in model.modules():
         if isinstance(part, TowerPrior):
-            part.count(encoded.dense(splits.train[:6000]))
+            part.load_state_dict(counted.state_dict())
     return model
 
 
