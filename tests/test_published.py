@@ -12,6 +12,7 @@ from e2e_utils.metrics import bootstrap_interval, roc_auc
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import ROOT, WEIGHTS
+from tools.results_table import published_metrics, trivial_baseline
 from tools.score import score
 
 SAMPLES = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
@@ -46,3 +47,8 @@ def test_the_model_for_cmssw_keeps_its_contract() -> None:
     frames[1, 0, 15, 10:21] = 5.0  # ... and an electron that radiated wide in phi
     photon, electron, _ = open_session(CMSSW_MODEL).run(None, {"modelInput": frames})[0][:, 0]
     assert 0 < photon < electron < 1
+
+
+def test_every_published_run_has_its_trivial_baseline() -> None:
+    published = published_metrics()
+    assert [task for task, metrics in published.items() if trivial_baseline(metrics) is None] == []

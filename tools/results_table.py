@@ -28,7 +28,10 @@ LOWER_IS_BETTER = {
     "expected_calibration_error",
     "milliseconds_per_event",
 }
-TRIVIAL = ("constant", "median", "nearest", "independent", "session_per_event", "random_generator")
+TRIVIAL = (
+    "constant", "trivial", "median", "nearest", "independent", "session_per_event",
+    "random_generator",
+)  # fmt: skip
 PUBLIC = Path(__file__).with_name("public_results.toml")
 SOURCES = {
     "official": "official",
