@@ -42,6 +42,7 @@ def write_contiguous(path: Path, images: np.ndarray, n_events: int) -> None:
 
 
 def measure() -> list[dict]:
+    """Rates of the two simulations; memory and rate of the stream."""
     rates = {}
     for name, simulate in (
         ("boosted top", lambda n, seed: [top_gun.simulate_shard(n, "nominal", seed)]),

@@ -12,6 +12,7 @@ from e2e_utils.onnx_export import export_onnx, open_session
 
 @torch.no_grad()
 def measure() -> list[dict]:
+    """Rates of both, image by image and in batches."""
     notebook = load_definitions("common_task1")
     graph = notebook.RawInput([notebook.build_model("resnet")]).eval()
     threads = torch.get_num_threads()

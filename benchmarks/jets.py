@@ -32,6 +32,7 @@ def write_official(images: np.ndarray, folder: Path) -> tuple[Path, Path]:
 
 
 def measure() -> list[dict]:
+    """Rates of the simulation and of batches; sizes of the files."""
     simulate_shard(1, True, np.random.SeedSequence(0))  # compiles, makes the pools
     start = time.process_time()
     for gluon in (False, True):

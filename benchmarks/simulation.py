@@ -11,6 +11,7 @@ GOAL = 400  # images/s/core, what the project asks of its simulation
 
 
 def measure() -> list[dict]:
+    """Rates of the physics alone and of everything."""
     simulate_images(10, True, 0)  # compiles, or loads the compiled code
     start = time.perf_counter()
     for electron in (False, True):

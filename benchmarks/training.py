@@ -26,6 +26,7 @@ def training_step(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> Ca
 
 
 def measure() -> list[dict]:
+    """Rates of training steps, with one line for every network."""
     torchvision = import_torchvision()
     resnet18 = torchvision.models.resnet18(num_classes=1)
     resnet18.conv1 = nn.Conv2d(2, 64, 7, 2, 3, bias=False)  # two channels instead of three

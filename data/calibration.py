@@ -11,6 +11,7 @@ repository; without them, only the published numbers are compared.
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -19,6 +20,9 @@ from data.simulate import egamma
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import atomic_path, write_text
 from e2e_utils.paths import ROOT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 README = ROOT / "data" / "README.md"
 FIGURES = ROOT / "data" / "figures"
@@ -231,7 +235,8 @@ def separation(images: list[np.ndarray], train: int = 24000) -> str:
     return text + " (95 % intervals)."
 
 
-def save(figure, name: str) -> None:
+def save(figure: "Figure", name: str) -> None:
+    """Write a figure to data/figures/ and close it."""
     import matplotlib.pyplot as plt
 
     with atomic_path(FIGURES / name) as temporary:

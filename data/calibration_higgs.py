@@ -11,6 +11,7 @@ repository; without them there is nothing to compare, and it stops.
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import ks_2samp
@@ -21,6 +22,9 @@ from data.simulate.higgs_detector import FEATURE_NAMES, SCALES
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.event_tables import iter_events
 from e2e_utils.paths import ROOT
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
 BEGIN, END = "<!-- higgs:begin -->", "<!-- higgs:end -->"
 CLASSES = ("background", "signal")  # label 0, 1
@@ -66,7 +70,8 @@ def distances(ours: Sample, real: Sample) -> np.ndarray:
     )
 
 
-def boosting():
+def boosting() -> "HistGradientBoostingClassifier":
+    """The classifier that tries to tell simulated from real events."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(
@@ -91,6 +96,7 @@ def cross_validated(sample: Sample, columns: slice | np.ndarray) -> np.ndarray:
 
 
 def cell(labels: np.ndarray, score: np.ndarray) -> str:
+    """AUC with its interval, as the table shows it."""
     value, low, high = auc_interval(labels, score, rounds=200)
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -156,6 +156,7 @@ class ArrayUnpickler(pickle.Unpickler):
     """Reads NumPy arrays and built-in containers; another global could run code and is refused."""
 
     def find_class(self, module: str, name: str) -> object:
+        """The global of that name, one of ALLOWED; raises UnpicklingError for others."""
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"the global {module}.{name}")
         return ALLOWED[module, name]

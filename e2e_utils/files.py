@@ -61,11 +61,13 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in one move: readers see the old content or all of the new."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content: object) -> None:
+    """Write indented JSON in one move."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

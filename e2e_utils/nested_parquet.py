@@ -79,11 +79,13 @@ def name_of(source: Source) -> str:
 
 
 def column_names(source: Source) -> list[str]:
+    """Names of the columns; raises InputError where the file is not parquet."""
     with open_parquet(source) as file:
         return file.schema_arrow.names
 
 
 def has_column(source: Source, key: str) -> bool:
+    """Whether the file has a column of that name."""
     return key in column_names(source)
 
 

@@ -15,6 +15,7 @@ TITLE = "End-to-end deep learning on CMS detector data: all reports"
 
 
 def book_path(profile: str) -> Path:
+    """Where the book of a profile lies."""
     return paths.BUILD / profile / "book.pdf"
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
@@ -32,6 +33,9 @@ from tools.provenance import (
     up_to_date,
 )
 from tools.provenance import layout_hash as current_layout
+
+if TYPE_CHECKING:
+    from dask.distributed import Client, Future
 
 GIGABYTE = 2**30
 MEMORY_PER_NOTEBOOK = 4 * GIGABYTE
@@ -69,6 +73,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
+        """Whether nothing is left to do, because all is done or a stage failed."""
         return not self.stages or self.status == "failed"
 
 
@@ -219,7 +224,9 @@ def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) ->
         schedule(client, jobs, slots, cores, options)
 
 
-def schedule(client, jobs: list[Job], slots: int, cores: int, options: argparse.Namespace) -> None:
+def schedule(
+    client: "Client", jobs: list[Job], slots: int, cores: int, options: argparse.Namespace
+) -> None:
     """Feed the cluster: ``slots`` stages at a time, the last ones with more threads each."""
     running: dict = {}  # future -> job
     display = Display(jobs)
@@ -247,7 +254,7 @@ def schedule(client, jobs: list[Job], slots: int, cores: int, options: argparse.
     display.close()
 
 
-def settle(job: Job, future) -> None:
+def settle(job: Job, future: "Future") -> None:
     """Enter the end of a stage into its job."""
     error = future.exception()
     code, line = (1, f"{type(error).__name__}: {error}") if error else future.result()
@@ -275,6 +282,7 @@ class Display:
         self.shown: dict[str, str] = {}
 
     def show(self) -> None:
+        """Redraw, or print the lines that changed; now and then at the most."""
         now = time.monotonic()
         if now - self.last < (0.5 if self.terminal else 1.0):
             return
@@ -290,6 +298,7 @@ class Display:
                 print(f"{job.task}: {state}{elapsed(job)}{left}", flush=True)
 
     def redraw(self) -> None:
+        """Write all lines over the ones of the last time."""
         width = shutil.get_terminal_size().columns - 1
         lines = [f"{job.task:28s} {progress(job, bars=True)}{elapsed(job)}" for job in self.jobs]
         lines.append(time_left(self.jobs, self.began))
@@ -298,6 +307,7 @@ class Display:
         self.drawn = len(lines)
 
     def close(self) -> None:
+        """Show the last state."""
         self.last = 0.0
         self.show()
 
@@ -351,6 +361,7 @@ def tail(path: Path, since: float, size: int = 16_384) -> list[str]:
 
 
 def elapsed(job: Job) -> str:
+    """The time of a job as the display shows it, empty before it began."""
     if not job.began:
         return ""
     seconds = job.seconds if job.finished else time.monotonic() - job.began

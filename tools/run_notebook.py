@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -173,7 +173,7 @@ def execute(nb: dict, parameters: dict[str, str], log: "RunLog") -> None:
     class LoggingClient(NotebookClient):
         """Passes what cells print on to the log while they run."""
 
-        def process_message(self, msg, cell, cell_index):
+        def process_message(self, msg: dict, cell: dict, cell_index: int) -> object:
             if msg["msg_type"] == "stream":
                 log.stream(msg["content"]["text"])
             return super().process_message(msg, cell, cell_index)
@@ -268,6 +268,7 @@ class RunLog:
         return time.monotonic() - self.began
 
     def write(self, text: str) -> None:
+        """A line with the time of this run."""
         self.handle.write(f"[{self.elapsed():8.1f} s] {text}\n")
 
     def stream(self, text: str) -> None:
@@ -288,7 +289,7 @@ class RunLog:
                 self.last_bar = now
             self.handle.write(f"    | {line.lstrip(chr(13))}\n")
 
-    def cell_hook(self, event: str, nb: dict):
+    def cell_hook(self, event: str, nb: dict) -> Callable[..., None]:
         """Hook for nbclient that logs the start or the end of a code cell."""
         total = len(nb["cells"])
 
@@ -353,6 +354,7 @@ def check_size(nb: dict, task: str) -> None:
 
 
 def write_notebook(path: Path, nb: dict) -> None:
+    """Write a notebook in one move."""
     import nbformat
 
     write_text(path, nbformat.writes(nbformat.from_dict(nb)) + "\n")

@@ -28,6 +28,7 @@ STANDIN_NOTE = (
 
 
 def label(metric: str) -> str:
+    """A metric's name as people write it."""
     return LABELS.get(metric, metric.replace("_", " "))
 
 
@@ -51,4 +52,5 @@ def entries_text(entries: dict[str, dict[str, float]]) -> str:
 
 
 def title(metrics: dict) -> str:
+    """A task's title, or its name where a run gave none."""
     return metrics.get("title") or metrics["task"].replace("_", " ")

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from nbconvert.exporters import Exporter
+from nbformat import NotebookNode
 
 from e2e_utils.errors import InputError
 from tools.notebook_outputs import clean_outputs, joined, preferred
@@ -56,7 +57,10 @@ class TypstPDFExporter(Exporter):
     def _file_extension_default(self) -> str:
         return ".pdf"
 
-    def from_notebook_node(self, nb, resources=None, **kw):
+    def from_notebook_node(
+        self, nb: NotebookNode, resources: dict | None = None, **kw: object
+    ) -> tuple[bytes, dict]:
+        """The interface of nbconvert: PDF bytes of a notebook, and its resources."""
         nb, resources = super().from_notebook_node(nb, resources, **kw)
         metadata = resources.get("metadata", {})
         folder = Path(metadata.get("path") or ".")
@@ -98,6 +102,7 @@ def notebook_parts(nb: dict, folder: Path) -> list[dict]:
 
 
 def part(kind: str, text: str, cell: int, attachments: dict[str, str] | None = None) -> dict:
+    """A piece of the document, of one cell; ``kind`` says how it is set."""
     return {"kind": kind, "text": text, "cell": cell, "attachments": attachments or {}}
 
 
@@ -121,6 +126,7 @@ def output_part(output: dict, folder: Path, cell: int, index: int) -> dict | Non
 
 
 def plain_part(text: str, kind: str, cell: int) -> dict | None:
+    """Printed text, at most MAX_LINES of it; None where there is only white space."""
     lines = [line.rstrip() for line in text.strip("\n").split("\n")]
     if not any(lines):
         return None
@@ -133,6 +139,7 @@ def plain_part(text: str, kind: str, cell: int) -> dict | None:
 
 
 def figure_part(kind: str, content: str, folder: Path, cell: int, index: int) -> dict:
+    """A figure of that MIME type, written to ``folder``."""
     suffix = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}[kind]
     path = folder / f"figure-{cell}-{index}.{suffix}"
     if suffix == "svg":
@@ -203,10 +210,12 @@ def preamble(nb: dict, name: str) -> str:
 
 
 def optional(text: str | None) -> str:
+    """A Typst string, or Typst's ``none``."""
     return "none" if text is None else typst_string(text)
 
 
 def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -255,6 +264,7 @@ def pandoc_body(parts: list[dict], base: Path, folder: Path, name: str) -> str:
 
 
 def compile_typst(document: Path, name: str) -> bytes:
+    """PDF bytes of a Typst document; raises InputError with Typst's message."""
     import typst
 
     try:
@@ -266,4 +276,5 @@ def compile_typst(document: Path, name: str) -> bytes:
 
 
 def one_line(text: str) -> str:
+    """The text with every white space a single blank."""
     return " ".join(text.split())

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 
+from e2e_utils.datasets.common import LoadedDataset
 from e2e_utils.evaluation import evaluate_classifier, evaluate_regression
 from tools.provenance import display_path
 from tools.scoring.events import raw_batches, write_table
@@ -20,7 +21,7 @@ NUMBERS = {"m": "m", "pT": "pt"}  # output of a graph -> what the sample calls i
 
 
 def predict(
-    session: onnxruntime.InferenceSession, sample, name: str
+    session: onnxruntime.InferenceSession, sample: LoadedDataset, name: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """P(class 1) and the outputs of NUMBERS, (B,) each, of one batch after the other."""
     entry, (first, *others) = session.get_inputs()[0], (o.name for o in session.get_outputs())
@@ -42,7 +43,9 @@ def report(y: np.ndarray, probability: np.ndarray) -> str:
     return entries_text(evaluate_classifier(y, probability))
 
 
-def score(session: onnxruntime.InferenceSession, sample, name: str, out: Path) -> None:
+def score(
+    session: onnxruntime.InferenceSession, sample: LoadedDataset, name: str, out: Path
+) -> None:
     """Print the metrics of a sample, write event, label and outputs to ``out``."""
     parts = list(predict(session, sample, name))
     found = {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}

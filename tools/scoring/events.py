@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from e2e_utils.datasets.common import LoadedDataset
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
 
@@ -29,7 +30,9 @@ def official_layout(batch: np.ndarray, expected: tuple[int, ...], name: str) -> 
     )
 
 
-def raw_batches(sample, expected: tuple[int, ...], name: str) -> Iterator[np.ndarray]:
+def raw_batches(
+    sample: LoadedDataset, expected: tuple[int, ...], name: str
+) -> Iterator[np.ndarray]:
     """Events of a sample, of images or of a table's low-level columns, as a model takes them.
 
     ``expected`` is the shape of one event. Raises InputError for events of another shape.

@@ -6,13 +6,16 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 
+from e2e_utils.datasets.common import LoadedDataset
 from e2e_utils.evaluation import evaluate_regression
 from tools.provenance import display_path
 from tools.scoring.events import raw_batches, write_table
 from tools.wording import entries_text
 
 
-def score(session: onnxruntime.InferenceSession, sample, name: str, out: Path) -> None:
+def score(
+    session: onnxruntime.InferenceSession, sample: LoadedDataset, name: str, out: Path
+) -> None:
     """Print the metrics of a sample with masses ``m``, write truth and outputs to ``out``.
 
     The model's first output is the prediction; a second one, "sigma", its uncertainty.

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 
+from e2e_utils.datasets.common import LoadedDataset
 from e2e_utils.fidelity import fpd
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
 from tools.provenance import display_path
@@ -16,7 +17,7 @@ BATCH = 50  # jets
 
 
 def generated_observables(
-    session: onnxruntime.InferenceSession, sample, seed: int
+    session: onnxruntime.InferenceSession, sample: LoadedDataset, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Observables of the true and of the generated images of a sample: two tables, a row a jet.
 
@@ -58,7 +59,9 @@ def report(true: pd.DataFrame, made: pd.DataFrame) -> str:
     return "\n".join(text)
 
 
-def score(session: onnxruntime.InferenceSession, sample, name: str, out: Path) -> None:
+def score(
+    session: onnxruntime.InferenceSession, sample: LoadedDataset, name: str, out: Path
+) -> None:
     """Print the report of a sample, write the observables of every jet, true and generated."""
     seed = int(session.get_modelmeta().custom_metadata_map.get("noise_seed", 0))
     true, made = generated_observables(session, sample, seed)
