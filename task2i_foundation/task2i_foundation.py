@@ -2062,8 +2062,8 @@ conclusions = [
     f"On {dataset.words} the distilled encoder has an AUC of {auc['value']:.4f} [{auc['low']:.4f}, {auc['high']:.4f}], and "
     f"{results[HEADLINE]['m_mse']['value'] / trivial['m_mse']['value']:.0%} and {results[HEADLINE]['pt_mse']['value'] / trivial['pt_mse']['value']:.0%} "
     "of the mean predictor's MSE of m and pT.",
-    f"Against each expert on all three targets it is better everywhere: {'no' if missing else 'yes'}; better than all four on "
-    f"{' and '.join(better_than_all) or 'none of them'}. Where it is not, the tables of section 8 say.",
+    f"The aim, one encoder that is better than each expert on all three targets, is {aim}. It is clearly better than all "
+    f"{len(EXPERTS)} experts on {' and '.join(better_than_all) or 'none of the targets'}.",
     f"The mixture takes {len(EXPERTS)} times the operations of the student for a jet. Against the mixture with the gate the student "
     f"is: {words_of(gains['mixture, gate'])}. Against the trees on shapes: {words_of(gains['gradient boosting'])}.",
     "Hidden patches: " + ", ".join(f"{c} R² {v:+.2f}" for c, v in explained.items()) + " against the average patch.",
