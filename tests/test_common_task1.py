@@ -11,6 +11,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 ARMS = (
     "resnet",
@@ -143,7 +144,7 @@ def test_trained_arms_come_back_as_they_were(notebook, small):
     assert all(isinstance(array, np.ndarray) for array in weights.values())  # cross processes
 
 
-def test_interrupted_training_continues_bit_for_bit(notebook, small, tmp_path, monkeypatch):
+def test_interrupted_training_continues_bit_for_bit(notebook, small):
     def trained(name: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         model = notebook.build_model("resnet")
@@ -151,23 +152,8 @@ def test_interrupted_training_continues_bit_for_bit(notebook, small, tmp_path, m
         return model.state_dict()
 
     straight = trained("straight")
-
-    saved, save = [], notebook.save_training_state
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        saved.append(arguments)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained("interrupted")
-    torch.rand(7)  # the world moves on
-    resumed = trained("interrupted")
-    assert len(saved) == 3  # two epochs before, one after
-    for name, tensor in straight.items():
-        assert torch.equal(tensor, resumed[name]), name
+    resumed = in_two_parts(notebook, lambda: trained("interrupted"), 3)
+    assert_same_weights(resumed, straight)
 
 
 def test_shower_shapes_against_a_loop_over_crystals(notebook):

@@ -10,6 +10,7 @@ import torch
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.splits import split_last
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 TAG_UNITS = (1.0865, 1.1074, 1.2741, 1.551)
 
@@ -276,25 +277,11 @@ def test_training_learns_and_comes_back_with_its_best_weights(notebook, short):
     assert again == pytest.approx(history.quality.max(), abs=1e-6)
 
 
-def test_interrupted_training_continues_where_it_stopped(notebook, short, monkeypatch):
+def test_interrupted_training_continues_where_it_stopped(notebook, short):
     job = notebook.Job("scratch", 300, 0, replace(short, epochs=4, rounds=4))
     _, straight = notebook.run_job(replace(job, note="straight"))
-    saved, save = [], notebook.save_training_state
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        saved.append(arguments)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        notebook.run_job(job)
-    torch.rand(7)  # the world moves on
-    _, resumed = notebook.run_job(job)
-    assert len(saved) == 4
-    for name, array in straight.items():
-        np.testing.assert_array_equal(array, resumed[name], err_msg=name)
+    _, resumed = in_two_parts(notebook, lambda: notebook.run_job(job), 4, stop=2)
+    assert_same_weights(resumed, straight)
 
 
 def test_decoder_trains_on_latent_vectors(notebook, short):

@@ -13,6 +13,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 
 def toy_jets(n: int, seed: int = 0) -> np.ndarray:
@@ -269,7 +270,7 @@ def test_training_lowers_the_loss_with_and_without_a_discriminator(notebook, sma
         assert (history.discriminator_loss.iloc[-1] > 0) == (weight > 0)
 
 
-def test_interrupted_training_continues_bit_for_bit(notebook, small, monkeypatch):
+def test_interrupted_training_continues_bit_for_bit(notebook, small):
     def trained(name):
         torch.manual_seed(0)
         model = notebook.Generator(width=16)
@@ -277,20 +278,8 @@ def test_interrupted_training_continues_bit_for_bit(notebook, small, monkeypatch
         return model.state_dict()
 
     straight = trained("straight")
-    save = notebook.save_training_state
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        trained("interrupted")
-    monkeypatch.setattr(notebook, "save_training_state", save)
-    torch.rand(7)  # the world moves on
-    resumed = trained("interrupted")
-    for name, tensor in straight.items():
-        assert torch.equal(tensor, resumed[name]), name
+    resumed = in_two_parts(notebook, lambda: trained("interrupted"), 2)
+    assert_same_weights(resumed, straight)
 
 
 def test_measurements_of_the_truth_are_perfect(notebook):

@@ -12,6 +12,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 TRUNKS = pytest.mark.parametrize("sparse", [False, True])
 
@@ -302,7 +303,7 @@ def test_pretraining_tuning_and_pruning_fit_together(notebook, arm):
     assert all(isinstance(array, np.ndarray) for array in pruned.weights.values())
 
 
-def test_interrupted_training_continues_where_it_stopped(notebook, monkeypatch):
+def test_interrupted_training_continues_where_it_stopped(notebook):
     schedule = notebook.Schedule(3, 32)
 
     def fresh() -> nn.Module:
@@ -312,21 +313,8 @@ def test_interrupted_training_continues_where_it_stopped(notebook, monkeypatch):
         return model
 
     straight = notebook.classify("straight", fresh(), schedule, 0)
-    saved, save = [], notebook.save_training_state
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        saved.append(arguments)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        notebook.classify("stopped", fresh(), schedule, 0)
-    resumed = notebook.classify("stopped", fresh(), schedule, 0)
-    assert len(saved) == 3
-    for name, array in straight.weights.items():
-        np.testing.assert_array_equal(array, resumed.weights[name], err_msg=name)
+    resumed = in_two_parts(notebook, lambda: notebook.classify("stopped", fresh(), schedule, 0), 3)
+    assert_same_weights(resumed.weights, straight.weights)
 
 
 @TRUNKS

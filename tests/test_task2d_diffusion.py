@@ -1,5 +1,6 @@
 """The notebook of task 2d: representation, noise, samplers, flow, GAN, VAE, tests of the tests."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.seeds import torch_generator
 from e2e_utils.sparse_images import SparseImages
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 
 def toy_jets(n: int, seed: int = 0) -> np.ndarray:
@@ -277,6 +279,29 @@ def test_training_lowers_the_loss_and_resumes(trained):
     gan = trained.Adversaries()
     losses = trained.train_gan("toy gan", gan, trained.Schedule(1, 8, 5e-4), 0, rows)
     assert np.isfinite(losses[["critic_loss", "generator_loss"]]).to_numpy().all()
+
+
+def test_interrupted_training_continues_where_it_stopped(trained):
+    rows, held = trained.splits.train, trained.splits.validation
+    folder = trained.run.directory
+
+    def denoiser(name: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model, schedule = trained.Denoiser(), trained.Schedule(3, 8, 2e-3)
+        trained.train(name, "diffusion", model, schedule, 0, rows, held)
+        return model.state_dict()
+
+    def adversaries(name: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = trained.Adversaries()
+        trained.train_gan(name, model, trained.Schedule(3, 8, 5e-4), 0, rows)
+        return model.state_dict()
+
+    for number, training in enumerate((denoiser, adversaries)):
+        trained.run.directory = folder / str(number)
+        straight = training("straight")
+        found = in_two_parts(trained, partial(training, "interrupted"), 3)
+        assert_same_weights(found, straight)
 
 
 def test_the_step_of_the_sampler_runs_in_onnx(notebook, tmp_path):

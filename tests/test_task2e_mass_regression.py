@@ -1,5 +1,6 @@
 """The notebook of task 2e: moments, scaling, weights, losses, symmetries, densities, export."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 
 def toy_images(n: int, seed: int = 0, size: int = 125) -> torch.Tensor:
@@ -217,31 +219,17 @@ def test_one_batch_is_learned_by_heart(notebook):
 
 
 def test_interrupted_training_continues_exactly(notebook):
-    from dataclasses import replace
-
-    config = replace(notebook.CONFIGS["smoke"], epochs=2, batch_size=16)
+    config = replace(notebook.CONFIGS["smoke"], epochs=3, batch_size=16)
     rows, check = notebook.splits.train[:48], notebook.splits.validation
-    weights = {}
-    for name, stops in {"whole": (2,), "interrupted": (1, 2)}.items():
-        for _ in stops:
-            torch.manual_seed(3)
-            model = notebook.build_model("all channels")
-            if len(stops) == 2 and _ == 1:
-                save, calls = notebook.save_training_state, []
 
-                def stop_after_one(*arguments, save=save, calls=calls):
-                    save(*arguments)
-                    raise KeyboardInterrupt
+    def trained(name: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        model = notebook.build_model("all channels")
+        notebook.train(name, model, notebook.dataset, rows, check, config, 0)
+        return model.state_dict()
 
-                notebook.save_training_state = stop_after_one
-                with pytest.raises(KeyboardInterrupt):
-                    notebook.train(name, model, notebook.dataset, rows, check, config, 0)
-                notebook.save_training_state = save
-            else:
-                notebook.train(name, model, notebook.dataset, rows, check, config, 0)
-        weights[name] = model.state_dict()
-    for key, value in weights["whole"].items():
-        torch.testing.assert_close(weights["interrupted"][key], value, rtol=0, atol=0)
+    straight = trained("straight")
+    assert_same_weights(in_two_parts(notebook, lambda: trained("interrupted"), 3), straight)
 
 
 def test_width_factor_gives_the_wanted_coverage(notebook):

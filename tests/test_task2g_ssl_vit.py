@@ -15,6 +15,7 @@ from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.paths import list_tasks, script_path
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 
 def toy_jets(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -351,52 +352,29 @@ def test_labels_of_a_share_are_training_jets_of_both_classes(notebook):
     assert set(notebook.labelled_rows(1.0, 0)) == train
 
 
-def interrupted(notebook, monkeypatch, training) -> None:
-    """Run ``training`` until its first state is saved."""
-    save = notebook.save_training_state
-
-    def stop(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", stop)
-    with pytest.raises(KeyboardInterrupt):
-        training()
-    monkeypatch.setattr(notebook, "save_training_state", save)
-
-
-def assert_same(a: dict, b: dict) -> None:
-    for key, value in a.items():
-        np.testing.assert_array_equal(value, b[key])
-
-
-def test_interrupted_pretraining_continues_exactly(notebook, monkeypatch):
+def test_interrupted_pretraining_continues_exactly(notebook):
     def training(name: str) -> tuple:
         how, rows = notebook.Augmentation(), np.arange(40)
         return notebook.pretrain_job(name, "resnet", "vicreg", rows, how, 2, 0)
 
-    whole = training("whole")
-    interrupted(notebook, monkeypatch, lambda: training("parts"))
-    parts = training("parts")
-    assert_same(whole[1], parts[1])
-    assert len(parts[0]) == 2
-    assert np.isfinite(parts[0].loss).all()
+    history, weights = in_two_parts(notebook, lambda: training("parts"), 2)
+    assert_same_weights(weights, training("whole")[1])
+    assert len(history) == 2
+    assert np.isfinite(history.loss).all()
 
 
-def test_interrupted_finetuning_continues_exactly(notebook, monkeypatch):
+def test_interrupted_finetuning_continues_exactly(notebook):
     config = replace(notebook.CONFIG, rounds=2, updates={1.0: 6})
-    whole, parts = (notebook.Job("scratch", 1.0, seed, 1e-3) for seed in (0, 0))
-    models = []
-    for folder, stops in (("a", False), ("b", True)):
-        notebook.run.directory = notebook.run.directory / folder
-        if stops:
-            interrupted(
-                notebook, monkeypatch,
-                lambda: notebook.finetune(parts, notebook.new_model(parts), config),
-            )  # fmt: skip
-        models.append(notebook.new_model(whole))
-        assert len(notebook.finetune(whole, models[-1], config)) == 2
-    assert_same(*(notebook.as_arrays(model) for model in models))
+    job, folder = notebook.Job("scratch", 1.0, 0, 1e-3), notebook.run.directory
+
+    def training(name: str) -> dict[str, np.ndarray]:
+        notebook.run.directory = folder / name
+        model = notebook.new_model(job)
+        assert len(notebook.finetune(job, model, config)) == 2
+        return notebook.as_arrays(model)
+
+    whole = training("whole")
+    assert_same_weights(in_two_parts(notebook, lambda: training("parts"), 2), whole)
 
 
 def test_one_batch_is_learned_by_heart(notebook):

@@ -12,6 +12,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 COUNTS = (6, 6, 3)
 GRAPH_ARMS = ("dynamic edges", "pair attention", "deep sets")
@@ -373,25 +374,11 @@ def test_training_learns_and_comes_back_with_its_best_weights(notebook, short):
     assert all(isinstance(array, np.ndarray) for array in weights.values())  # cross processes
 
 
-def test_interrupted_training_continues_where_it_stopped(notebook, short, monkeypatch):
+def test_interrupted_training_continues_where_it_stopped(notebook, short):
     job = notebook.Job("pair attention", 0, replace(short, epochs=3), jets=64)
     _, straight = notebook.run_job(replace(job, note="straight"))
-    saved, save = [], notebook.save_training_state
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        saved.append(arguments)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        notebook.run_job(job)
-    torch.rand(7)  # the world moves on
-    _, resumed = notebook.run_job(job)
-    assert len(saved) == 3
-    for name, array in straight.items():
-        np.testing.assert_array_equal(array, resumed[name], err_msg=name)
+    _, resumed = in_two_parts(notebook, lambda: notebook.run_job(job), 3)
+    assert_same_weights(resumed, straight)
 
 
 def test_exported_graphs_take_official_images(notebook, tmp_path):

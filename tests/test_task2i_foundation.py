@@ -14,6 +14,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 CAP = 12
 
@@ -371,26 +372,12 @@ def test_training_from_an_encoder_begins_with_it(notebook):
     assert np.isfinite(history.validation_loss).all()
 
 
-def test_interrupted_training_continues_where_it_stopped(notebook, monkeypatch):
+def test_interrupted_training_continues_where_it_stopped(notebook):
     job = notebook.Job("contrastive", 0, 3)
     _, straight = notebook.run_job(job)
     notebook.run.directory = notebook.run.directory / "again"
-    saved, save = [], notebook.save_training_state
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        saved.append(arguments)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        notebook.run_job(job)
-    torch.rand(7)  # the world moves on
-    _, resumed = notebook.run_job(job)
-    assert len(saved) == 3
-    for name, array in straight.items():
-        np.testing.assert_array_equal(array, resumed[name], err_msg=name)
+    _, resumed = in_two_parts(notebook, lambda: notebook.run_job(job), 3)
+    assert_same_weights(resumed, straight)
 
 
 def test_other_jets_get_eight_scaled_channels(notebook):

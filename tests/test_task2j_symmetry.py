@@ -10,6 +10,7 @@ from torch import nn
 
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
+from tests.interrupted_training import assert_same_weights, in_two_parts
 
 LABEL_FREE = (
     "plain_loss",
@@ -348,26 +349,12 @@ def test_supervised_map_learns_a_rotation_by_rollouts(notebook):
     assert float((path[:, -1] - path[:, 0]).norm(dim=1).mean()) < 0.3
 
 
-def test_interrupted_training_continues_bit_for_bit(notebook, monkeypatch):
+def test_interrupted_training_continues_bit_for_bit(notebook):
     z = torch.randn(100, 12, 3)
     schedule = notebook.Schedule(12, 16, rounds=3)
     _, straight = notebook.train_steps("straight", z, schedule)
-    saved, save = [], notebook.save_training_state
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        saved.append(arguments)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(notebook, "save_training_state", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        notebook.train_steps("interrupted", z, schedule)
-    torch.rand(7)  # the world moves on
-    _, resumed = notebook.train_steps("interrupted", z, schedule)
-    assert len(saved) == 3
-    for name, value in straight.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    _, resumed = in_two_parts(notebook, lambda: notebook.train_steps("interrupted", z, schedule), 3)
+    assert_same_weights(resumed.state_dict(), straight.state_dict())
 
 
 def test_autoencoder_learns_a_few_pictures_by_heart(notebook, bar, bar_latents):
