@@ -2,14 +2,13 @@
 
 from functools import lru_cache
 
-import awkward as ak
 import fastjet
 import numpy as np
 
 from data.simulate.boosted_events import Hard, directions
 from data.simulate.jets_events import Particles
+from data.simulate.jets_reconstruction import clustered
 from data.simulate.jets_reconstruction import jet_definition as silent_definition
-from data.simulate.jets_reconstruction import measured_momenta
 
 RADIUS = 0.8  # of anti-kT jets: what CMS uses for boosted tops
 MIN_PT = 400.0  # GeV: the least of the official files
@@ -31,27 +30,8 @@ def fat_jets(
     Of each top, or hard parton, the hardest jet above MIN_PT that has it, its W and its b within
     MATCHING; at most two an event. pT and mass in GeV; no pile-up is subtracted.
     """
-    pt, scale = measured_momenta(events, rng)
-    keep = pt > 0
+    counts, momenta = clustered(events, rng, jet_definition(), MIN_PT)
     n = len(events.offsets) - 1
-    owner = np.repeat(np.arange(n), np.diff(events.offsets))[keep]
-    pt, eta, phi = pt[keep], events.eta[keep], events.phi[keep]
-    particles = ak.unflatten(
-        ak.zip(
-            {
-                "px": pt * np.cos(phi),
-                "py": pt * np.sin(phi),
-                "pz": pt * np.sinh(eta),
-                "E": events.energy[keep] * scale[keep],
-            }
-        ),
-        np.bincount(owner, minlength=n),
-    )
-    found = fastjet.ClusterSequence(particles, jet_definition()).inclusive_jets(min_pt=MIN_PT)
-    counts = ak.to_numpy(ak.num(found))
-    momenta = np.stack(
-        [ak.to_numpy(ak.flatten(found[name])) for name in ("px", "py", "pz", "E")], axis=-1
-    )  # (j, 4)
     jet_pt = np.hypot(momenta[:, 0], momenta[:, 1])
     axes = directions(momenta)  # (j, 2)
     mass = np.sqrt(np.maximum(momenta[:, 3] ** 2 - (momenta[:, :3] ** 2).sum(-1), 0.0))

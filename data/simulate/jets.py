@@ -14,15 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.catalog import dataset
-from data.simulate import shards, sources_hash
+from data.simulate import jet_parquet, shards, sources_hash
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import atomic_path
 from e2e_utils.jet_resolution import low_resolution
-from e2e_utils.nested_parquet import iter_columns, nested
+from e2e_utils.nested_parquet import iter_columns
 from e2e_utils.paths import STANDIN
 
 SHARD_EVENTS = 500
@@ -113,43 +110,10 @@ def simulation_version() -> str:
     )
 
 
-def _record(n_events: int, seed: int) -> dict[bytes, bytes]:
-    """What a file says of itself, in parquet's key-value metadata."""
-    record = {"source": "standin", "seed": seed, "events": n_events}
-    record["simulation"] = simulation_version()
-    return {name.encode(): str(value).encode() for name, value in record.items()}
-
-
 def is_complete(path: Path, n_events: int, seed: int) -> bool:
     """Whether ``path`` is a finished file of this size, seed and simulation."""
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata = file.schema_arrow.metadata or {}
-            rows = file.metadata.num_rows
-    except (OSError, pa.ArrowException):
-        return False
-    return rows == n_events and _record(n_events, seed).items() <= metadata.items()
-
-
-def write(path: Path, columns: Iterator[dict[str, np.ndarray]], n_events: int, seed: int) -> None:
-    """Write chunks of columns (images (b, C, H, W), numbers (b,)) as row groups; atomic."""
-    with atomic_path(path) as temporary:
-        writer = None
-        try:
-            for chunk in columns:
-                arrays = {
-                    key: nested(values) if values.ndim > 1 else values.astype(np.float64)
-                    for key, values in chunk.items()
-                }
-                table = pa.table(arrays).replace_schema_metadata(_record(n_events, seed))
-                if writer is None:
-                    writer = pq.ParquetWriter(
-                        temporary, table.schema, compression="zstd", compression_level=1
-                    )
-                writer.write_table(table)
-        finally:
-            if writer is not None:
-                writer.close()
+    expected = jet_parquet.record(n_events, seed, simulation_version())
+    return jet_parquet.is_complete(path, n_events, expected)
 
 
 def mixed(
@@ -211,7 +175,8 @@ def generate(
             prepare=lambda: simulate_shard(1, False, np.random.SeedSequence(0)),
         )
         halves = parts[: len(sizes)], parts[len(sizes) :]
-        write(path, mixed(halves, n_events, seed), n_events, seed)
+        record = jet_parquet.record(n_events, seed, simulation_version())
+        jet_parquet.write(path, mixed(halves, n_events, seed), record)
     return path
 
 
@@ -233,7 +198,8 @@ def generate_low_resolution(
         for chunk in chunks
     )
     with shards.workplace(path.with_suffix(".part"), LOW_RESOLUTION_BYTES * n_events):
-        write(path, with_low, n_events, seed)
+        record = jet_parquet.record(n_events, seed, simulation_version())
+        jet_parquet.write(path, with_low, record)
     return path
 
 

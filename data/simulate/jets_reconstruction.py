@@ -40,14 +40,10 @@ def measured_momenta(events: Particles, rng: np.random.Generator) -> tuple[np.nd
     return np.where(seen, events.pt * scale, 0.0), scale
 
 
-def select(
-    events: Particles, partons: np.ndarray, rng: np.random.Generator
+def clustered(
+    events: Particles, rng: np.random.Generator, definition: fastjet.JetDefinition, min_pt: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (k,) of the dijet events that pass, and pT, mass, eta, phi (k, 4) of the first jet.
-
-    As in the project's public analyzer: each of the two hard partons (n, 2, 2) is within MATCHING
-    of another jet above MIN_PT and within MAX_ETA; the image is of the first parton's jet.
-    """
+    """Jets of measured particles: how many an event has (n,), and px, py, pz, E (j, 4) in GeV."""
     pt, scale = measured_momenta(events, rng)
     keep = pt > 0
     n = len(events.offsets) - 1
@@ -64,9 +60,22 @@ def select(
         ),
         np.bincount(owner, minlength=n),
     )
-    jets = fastjet.ClusterSequence(particles, jet_definition()).inclusive_jets(min_pt=SEARCH_PT)
-    counts = ak.to_numpy(ak.num(jets))
-    px, py, pz, energy = (ak.to_numpy(ak.flatten(jets[name])) for name in ("px", "py", "pz", "E"))
+    found = fastjet.ClusterSequence(particles, definition).inclusive_jets(min_pt=min_pt)
+    momenta = [ak.to_numpy(ak.flatten(found[name])) for name in ("px", "py", "pz", "E")]
+    return ak.to_numpy(ak.num(found)), np.stack(momenta, axis=-1)
+
+
+def select(
+    events: Particles, partons: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (k,) of the dijet events that pass, and pT, mass, eta, phi (k, 4) of the first jet.
+
+    As in the project's public analyzer: each of the two hard partons (n, 2, 2) is within MATCHING
+    of another jet above MIN_PT and within MAX_ETA; the image is of the first parton's jet.
+    """
+    counts, momenta = clustered(events, rng, jet_definition(), SEARCH_PT)
+    n = len(events.offsets) - 1
+    px, py, pz, energy = momenta.T
     jet_pt = np.hypot(px, py)
     columns = np.stack(
         [
