@@ -52,6 +52,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_folder: Path) 
     return root
 
 
+def publish(
+    project: Path,
+    task: str,
+    graph: torch.nn.Module,
+    example: torch.Tensor | tuple[torch.Tensor, ...],
+    names: tuple[list[str], list[str]] = (["x"], ["probability"]),
+    **card: str | int,
+) -> None:
+    """A task of the project with ``graph`` as its model, a classifier if ``card`` is silent."""
+    (project / task).mkdir()
+    (project / task / f"{task}.py").write_text("# %%\n")
+    (paths.WEIGHTS / task).mkdir(parents=True)
+    card = {"kind": "binary_classification"} | card
+    export_onnx(graph, example, paths.WEIGHTS / task / f"{task}.onnx", *names, card)
+
+
 def test_predictions_are_those_of_the_raw_events(
     project: Path,
     write_events: Callable[..., Path],
@@ -87,12 +103,7 @@ def test_rows_of_a_table_are_scored_on_their_low_level_columns(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = "task2a_higgs_transformer"
-    (project / task).mkdir()
-    (project / task / f"{task}.py").write_text("# %%\n")
-    (paths.WEIGHTS / task).mkdir(parents=True)
-    graph, path = SigmoidOfSum(), paths.WEIGHTS / task / f"{task}.onnx"
-    card = {"kind": "binary_classification"}
-    export_onnx(graph, torch.zeros(2, 21), path, ["x"], ["probability"], card)
+    publish(project, task, SigmoidOfSum(), torch.zeros(2, 21))
     rng = np.random.default_rng(0)
     y, features = np.arange(600) % 2, rng.normal(0, 0.3, (600, 28)).astype(np.float32)
     np.savetxt(tmp_path / "rows.csv", np.c_[y, features], fmt="%.18e", delimiter=",")
@@ -107,12 +118,7 @@ def test_jets_of_a_parquet_file_are_scored_as_raw_images(
     project: Path, tmp_path: Path, sparse_array: Callable[..., np.ndarray]
 ) -> None:
     task = "task2h_graph_jets"
-    (project / task).mkdir()
-    (project / task / f"{task}.py").write_text("# %%\n")
-    (paths.WEIGHTS / task).mkdir(parents=True)
-    graph, path = SigmoidOfMean(), paths.WEIGHTS / task / f"{task}.onnx"
-    card = {"kind": "binary_classification"}
-    export_onnx(graph, torch.zeros(2, 3, 125, 125), path, ["x"], ["probability"], card)
+    publish(project, task, SigmoidOfMean(), torch.zeros(2, 3, 125, 125))
     x, y = 100 * sparse_array(12, (3, 125, 125), seed=3), np.arange(12) % 2
     columns = {name: pa.array(y.astype(float)) for name in ("pt", "m0", "y")}
     pq.write_table(pa.table({"X_jets": nested(x), **columns}), tmp_path / "jets.parquet")
@@ -120,6 +126,38 @@ def test_jets_of_a_parquet_file_are_scored_as_raw_images(
     expected = 1 / (1 + np.exp(-x.mean((1, 2, 3))))
     np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
     np.testing.assert_array_equal(table["label"], y)
+
+
+class SigmoidOfGreyLevels(torch.nn.Module):
+    """Pictures (B, 28, 28) -> (B,)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.mean((1, 2)) / 255).sigmoid()
+
+
+def test_digits_are_scored_picture_by_picture(project: Path, tmp_path: Path) -> None:
+    task = "task2j_symmetry"
+    publish(project, task, SigmoidOfGreyLevels(), torch.zeros(2, 28, 28))
+    rng = np.random.default_rng(0)
+    x, label = rng.integers(0, 256, (50, 12, 28, 28), np.uint8), 1 + np.arange(50) % 3
+    for name, digit in (("digits.hdf5", label), ("twos.hdf5", np.full(50, 2))):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["X"], file["label"], file["original"] = x, digit, np.arange(50)
+    table = pd.read_csv(score(task, str(tmp_path / "digits.hdf5")))
+    known = label < 3  # of threes the model knows nothing
+    expected = 1 / (1 + np.exp(-x[known].mean((2, 3)).ravel() / 255))
+    np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(table["label"], np.repeat(label[known] == 2, 12))
+    with pytest.raises(InputError, match=r"twos\.hdf5: expected digits 1 and 2, found only 2"):
+        score(task, str(tmp_path / "twos.hdf5"))
+    score(task, str(tmp_path / "twos.hdf5"), predictions_only=True)
+
+
+def test_tasks_without_samples_to_score_are_refused(project: Path) -> None:
+    task = "task2f_cmssw_inference"
+    publish(project, task, SigmoidOfMean(), torch.zeros(2, 1, 32, 32))
+    with pytest.raises(InputError, match="known: common_task1, "):
+        score(task, "x.hdf5")
 
 
 class ClassMassMomentum(torch.nn.Module):
@@ -139,12 +177,8 @@ def test_further_outputs_are_scored_as_regressions(
     keys: tuple[str, ...],
 ) -> None:
     task = "task2i_foundation"
-    (project / task).mkdir()
-    (project / task / f"{task}.py").write_text("# %%\n")
-    (paths.WEIGHTS / task).mkdir(parents=True)
-    graph, path = ClassMassMomentum(), paths.WEIGHTS / task / f"{task}.onnx"
-    names, card = ["probability", "m", "pT"], {"kind": "binary_classification"}
-    export_onnx(graph, torch.zeros(2, 8, 125, 125), path, ["x"], names, card)
+    example, names = torch.zeros(2, 8, 125, 125), (["x"], ["probability", "m", "pT"])
+    publish(project, task, ClassMassMomentum(), example, names)
     x, y = np.abs(sparse_array(12, (125, 125, 8), 0.01)), np.arange(12) % 2
     total = x.sum((1, 2, 3))
     columns = {"jet": x, "Y": y, "m": total / 10, "pT": total + 5}
@@ -180,13 +214,9 @@ def test_images_are_scored_by_their_physics(
     with_low: bool,
 ) -> None:
     task = "task2b_superres_gan"
-    (project / task).mkdir()
-    (project / task / f"{task}.py").write_text("# %%\n")
-    (paths.WEIGHTS / task).mkdir(parents=True)
-    path = paths.WEIGHTS / task / f"{task}.onnx"
     inputs = (torch.zeros(2, 3, 64, 64), torch.zeros(2, 2, 64, 64))
-    card = {"kind": "super_resolution", "noise_seed": 3}
-    export_onnx(NearestPlusNoise(), inputs, path, ["X_jets_LR", "noise"], ["X_jets"], card)
+    names, card = (["X_jets_LR", "noise"], ["X_jets"]), {"kind": "super_resolution"}
+    publish(project, task, NearestPlusNoise(), inputs, names, **card, noise_seed=3)
     high = np.abs(sparse_array(60, (3, 125, 125)))
     columns = {"X_jets": nested(high), **dict.fromkeys(("pt", "m0"), pa.array(np.ones(60)))}
     columns["y"] = pa.array(np.arange(60) % 2 * 1.0)
@@ -295,12 +325,8 @@ def test_masses_are_scored_with_their_uncertainty(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     task = "task2e_mass_regression"
-    (project / task).mkdir()
-    (project / task / f"{task}.py").write_text("# %%\n")
-    (paths.WEIGHTS / task).mkdir(parents=True)
-    path = paths.WEIGHTS / task / f"{task}.onnx"
-    example, card = torch.zeros(2, 4, 125, 125), {"kind": "regression"}
-    export_onnx(SumAndTenth(), example, path, ["x"], ["mass", "sigma"], card)
+    example, names = torch.zeros(2, 4, 125, 125), (["x"], ["mass", "sigma"])
+    publish(project, task, SumAndTenth(), example, names, kind="regression")
     x = np.abs(sparse_array(20, (8, 125, 125), seed=1))
     total = x[:, :4].sum((1, 2, 3))
     truth = total * np.where(np.arange(20) % 4 == 0, 1.2, 1.05)  # a quarter is off by 2 sigma

@@ -89,7 +89,10 @@ def score(
     from e2e_utils.datasets import LOADERS  # brings torch: only after the cheap checks
 
     if task not in LOADERS:
-        raise InputError(f"{task}: expected a task with a loader, found none; see e2e_utils")
+        raise InputError(
+            f"{task}: expected a task whose samples can be scored, found another; "
+            f"known: {', '.join(LOADERS)}"
+        )
     print(
         f"Model: {display_path(path)} ({card.get('profile', 'unknown')} profile, trained on "
         f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"

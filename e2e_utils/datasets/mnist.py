@@ -82,6 +82,27 @@ def load_rotated_mnist(
     )
 
 
+def load_digit_images(path: str | Path, require_both_classes: bool = True) -> "DigitImages":
+    """Every picture of a given file of digits 1 and 2 as an event of its own, for `make score`.
+
+    ``path``: HDF5 with the keys of the store. Raises InputError for a file that is not complete,
+    and, unless ``require_both_classes`` is false, for a single digit.
+    """
+    digits = load_rotated_mnist(path=path)
+    found = np.unique(digits.label)
+    if require_both_classes and len(found) < 2:
+        raise InputError(f"{path}: expected digits 1 and 2, found only {found[0]}; {MAKE_AGAIN}")
+    print("Turned copies of one digit are scored as independent pictures: intervals are too narrow")
+    return DigitImages(
+        digits.images.reshape(-1, *digits.images.shape[2:]),  # (N, 12, ...) -> (12 N, 28, 28)
+        np.repeat((digits.label == 2).astype(np.int64), len(ANGLES)),
+        source=digits.source,
+        fingerprint=digits.fingerprint,
+        description=digits.description,
+        files=digits.files,
+    )
+
+
 def _check_digits(digits: Sequence[int]) -> tuple[int, ...]:
     chosen = tuple(sorted({int(digit) for digit in digits}))
     if not chosen or not set(chosen) <= set(range(10)):
@@ -202,3 +223,11 @@ class RotatedDigits(LoadedDataset):
     def official_test(self) -> np.ndarray:
         """(N,) bool: whether the original is from MNIST's test file."""
         return self.original >= FIRST_TEST
+
+
+@dataclass(frozen=True)
+class DigitImages(LoadedDataset):
+    """Pictures of two digits, each at twelve angles, as labelled events."""
+
+    pictures: np.ndarray  # (N, 28, 28) uint8, grey levels
+    y: np.ndarray  # (N,) int64: 0 digit 1, 1 digit 2

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from e2e_utils.datasets.common import SOURCE_WORDS
-from e2e_utils.datasets.electron_photon import EventDataset, load_electron_photon
-from e2e_utils.datasets.higgs import HiggsDataset, load_higgs
-from e2e_utils.datasets.jets import JetDataset, load_quark_gluon, load_super_resolution
-from e2e_utils.datasets.jets8 import Jets8Dataset, load_jets8
-from e2e_utils.datasets.mnist import load_rotated_mnist
-from e2e_utils.datasets.top_mass import TopMassDataset, load_top_mass
+from e2e_utils.datasets.common import SOURCE_WORDS, LoadedDataset
+from e2e_utils.datasets.electron_photon import load_electron_photon
+from e2e_utils.datasets.higgs import load_higgs
+from e2e_utils.datasets.jets import load_quark_gluon, load_super_resolution
+from e2e_utils.datasets.jets8 import load_jets8
+from e2e_utils.datasets.mnist import load_digit_images, load_rotated_mnist
+from e2e_utils.datasets.top_mass import load_top_mass
 from e2e_utils.datasets.two_photons import two_photon_file
 from e2e_utils.errors import InputError
 
@@ -37,9 +37,7 @@ def _prepare_cmssw_inference(source: str, profile: str) -> str:
 
 
 # What `make score` reads an independent sample with.
-LOADERS: dict[
-    str, Callable[..., EventDataset | HiggsDataset | JetDataset | Jets8Dataset | TopMassDataset]
-] = {
+LOADERS: dict[str, Callable[..., LoadedDataset]] = {
     "common_task1": load_electron_photon,
     "task2a_higgs_transformer": load_higgs,
     "task2b_superres_gan": load_super_resolution,
@@ -49,6 +47,7 @@ LOADERS: dict[
     "task2g_ssl_vit": load_jets8,
     "task2h_graph_jets": load_quark_gluon,
     "task2i_foundation": load_jets8,
+    "task2j_symmetry": load_digit_images,
 }
 
 

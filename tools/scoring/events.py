@@ -33,7 +33,7 @@ def official_layout(batch: np.ndarray, expected: tuple[int, ...], name: str) -> 
 def raw_batches(
     sample: LoadedDataset, expected: tuple[int, ...], name: str
 ) -> Iterator[np.ndarray]:
-    """Events of a sample, of images or of a table's low-level columns, as a model takes them.
+    """Events of a sample as a model takes them: images, pictures, or a table's low-level columns.
 
     ``expected`` is the shape of one event. Raises InputError for events of another shape.
     """
@@ -41,14 +41,14 @@ def raw_batches(
         for _, dense in sample.images.iter_dense(BATCH):
             yield official_layout(dense.numpy(), expected, name)
         return
-    columns = sample.low_level.shape[1:]
-    if columns != expected:
+    events = sample.pictures if hasattr(sample, "pictures") else sample.low_level
+    if events.shape[1:] != expected:
         raise InputError(
-            f"{name}: expected events {expected} as the model does, found {columns}; "
+            f"{name}: expected events {expected} as the model does, found {events.shape[1:]}; "
             "choose the task that these events belong to"
         )
     for first in range(0, len(sample.y), BATCH):
-        yield np.ascontiguousarray(sample.low_level[first : first + BATCH])
+        yield np.ascontiguousarray(events[first : first + BATCH], dtype=np.float32)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
