@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from data import calibration
 from data.simulate import egamma, shards
-from data.simulate.detector import MAX_IMPACTS, Detector, advance, track
+from data.simulate.barrel import MAX_IMPACTS, Detector
+from data.simulate.tracker import advance, track
 from e2e_utils.errors import InputError
 
 PER_CLASS = 2000

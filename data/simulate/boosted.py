@@ -14,13 +14,14 @@ from data.simulate.jets_events import Particles
 SHAPE = (8, 125, 125)
 HCAL = 4  # the channel
 SOURCES = (
+    "barrel.py",
     "boosted.py",
     "boosted_detector.py",
     "boosted_events.py",
     "boosted_kinematics.py",
-    "detector.py",
     "jets_detector.py",
     "jets_events.py",
+    "tracker.py",
 )
 PER_HIT = ("index", "value")  # entries of a shard that are flat over hits
 

@@ -16,16 +16,10 @@ import h5py
 import numba
 import numpy as np
 
-from data.simulate import shards, sources_hash
-from data.simulate.detector import (
-    ETA_CRYSTALS,
-    GRID,
-    MAX_IMPACTS,
-    Detector,
-    cms_crystal,
-    hit_time,
-    simulate_hits,
-)
+from data.simulate import DETECTOR, shards, sources_hash
+from data.simulate.barrel import ETA_CRYSTALS, GRID, MAX_IMPACTS, Detector, cms_crystal
+from data.simulate.detector import simulate_hits
+from data.simulate.ecal_readout import hit_time
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import atomic_path
 from e2e_utils.paths import STANDIN
@@ -167,7 +161,7 @@ def file_name(label: int, n_class: int) -> str:
 
 def simulation_version() -> str:
     """Changes with the physics, so that files of an older simulation are made again."""
-    return sources_hash("detector.py", "egamma.py")
+    return sources_hash(*DETECTOR, "egamma.py")
 
 
 def is_complete(path: Path, n_class: int, seed: int) -> bool:

@@ -106,7 +106,12 @@ def file_name(n_events: int, low_resolution: bool = False) -> str:
 def simulation_version() -> str:
     """Changes with the physics, so that files of an older simulation are made again."""
     return sources_hash(
-        "detector.py", "jets.py", "jets_detector.py", "jets_events.py", "jets_reconstruction.py"
+        "barrel.py",
+        "jets.py",
+        "jets_detector.py",
+        "jets_events.py",
+        "jets_reconstruction.py",
+        "tracker.py",
     )
 
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from data.simulate.detector import radiation_lengths
 from data.simulate.jets_events import CHARGED, ELECTRON, MUON, PHOTON
+from data.simulate.tracker import radiation_lengths
 
 SIZE = 125  # pixels a side
 PITCH = math.pi / 180  # of a pixel in eta and phi

@@ -16,7 +16,7 @@ import awkward as ak
 import numpy as np
 import uproot
 
-from data.simulate import sources_hash
+from data.simulate import DETECTOR, sources_hash
 from data.simulate.egamma import PT, VERTEX_SPREAD, photon_hits
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import atomic_path
@@ -68,7 +68,7 @@ def simulate_event(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def simulation_version() -> str:
     """Changes with the physics, so that files of an older simulation are made again."""
-    return sources_hash("detector.py", "egamma.py", "two_photons.py")
+    return sources_hash(*DETECTOR, "egamma.py", "two_photons.py")
 
 
 def description(n_events: int, seed: int) -> str:
