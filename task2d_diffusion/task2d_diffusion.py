@@ -149,7 +149,7 @@ CONFIGS = {
                    "flow matching": Schedule(6), "gan": Schedule(2, 64, 5e-4),
                    "gan, plain": Schedule(2, 64, 5e-4), "vae": Schedule(3),
                    "flow": Schedule(10), "student": Schedule(16)},
-        test_epochs=8, test_seeds=2, pairs=6_000, sweep=Schedule(2), sweep_jets=4_000,
+        test_epochs=8, test_seeds=2, pairs=6_000, sweep=Schedule(10, 64, 4e-3), sweep_jets=4_000,
         toy_steps=2_500, library_jets=1_000,
     ),
     "full": Config(
@@ -2096,7 +2096,11 @@ def high_power(name: str, which: str = "mean") -> float:
 
 
 collapse = (
-    "collapses" if active("beta 100") < active("beta 1") else "does not lose active numbers here"
+    "collapses"
+    if active("beta 100") < active("beta 1")
+    else "loses no active numbers here"
+    if active("beta 1")
+    else "has not left the prior, for which this training is too short"
 )
 cured = (
     "brings them back" if active("beta 100, free bits") > active("beta 100") else "does not help"
