@@ -2391,7 +2391,11 @@ best = max(posteriors, key=lambda name: posteriors[name]["value"])
 fast = min((n for n in names if n != "independent"), key=lambda n: speeds[n][1])
 size = detection_size("diffusion")
 suspect = own["copies"]["low"] > max(real["copies"]["high"], 0.5)
+giveaways = powers[LABELS["diffusion"]].nlargest(4)
 conclusions += [
+    "What gives the diffusion model's jets away, by separation power: "
+    + ", ".join(f"`{observable}` {power:.2f}" for observable, power in giveaways.items())
+    + f" (median of all {len(powers)} observables: {powers[LABELS['diffusion']].median():.3f}).",
     f"The worst-direction test needs {size or f'more than {half}'} diffusion jets to tell them from real ones, "
     f"{detection_size('gan') or f'more than {half}'} of the GAN, {detection_size('vae') or f'more than {half}'} of the VAE.",
     f"Shown real jets, the classifier of generators names *{LABELS[best]}* with the highest mean log-posterior.",
