@@ -22,6 +22,7 @@ from data.catalog import PROFILES
 from e2e_utils.datasets import SOURCES
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import write_metrics
+from e2e_utils.number_text import format_entry
 from e2e_utils.paths import list_tasks, run_directory, script_path
 
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -188,12 +189,6 @@ def environment_summary(profile: str) -> str:
         f"{torch.get_num_threads()} threads | Python {platform.python_version()}, "
         f"torch {torch.__version__}"
     )
-
-
-def format_entry(entry: dict[str, float], digits: int = 4) -> str:
-    """ "value [low, high]" and, over several seeds, "± their spread"."""
-    text = f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
-    return f"{text} ± {entry['seed_std']:.{digits}f}" if "seed_std" in entry else text
 
 
 def results_frame(

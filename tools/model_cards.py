@@ -5,8 +5,9 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.number_text import format_entry
 from tools.provenance import PRODUCT_PATTERNS
-from tools.wording import STANDIN_NOTE, entry_text, label, title
+from tools.wording import STANDIN_NOTE, label, title
 
 
 def model_cards(published: dict[str, dict]) -> str:
@@ -85,7 +86,7 @@ def metrics_table(metrics: dict) -> list[str]:
         "| --- |" + " --- |" * len(names),
     ]
     for model, entries in rows.items():
-        cells = [entry_text(entries[name]) if name in entries else "–" for name in names]
+        cells = [format_entry(entries[name]) if name in entries else "–" for name in names]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return lines
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import write_text
+from e2e_utils.number_text import format_entry
 from tools.model_cards import model_cards
-from tools.wording import STANDIN_NOTE, entry_text, label, title
+from tools.wording import STANDIN_NOTE, label, title
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 # Written by `make badges`; without it the table has no links to Colab.
@@ -80,7 +81,7 @@ def trivial_baseline(metrics: dict) -> tuple[str, dict] | None:
 
 def named(baseline: tuple[str, dict] | None) -> str:
     """A baseline as a cell of the table."""
-    return f"{baseline[0].replace('_', ' ')}: {entry_text(baseline[1])}" if baseline else "–"
+    return f"{baseline[0].replace('_', ' ')}: {format_entry(baseline[1])}" if baseline else "–"
 
 
 def public_result(task: str) -> str:
@@ -116,7 +117,7 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
         ]
         cells = [
             f"[{title(metrics)}]({task})",
-            f"{label(metrics['headline'])} {entry_text(entry, bold=True)}",
+            f"{label(metrics['headline'])} {format_entry(entry, bold=True)}",
             named(trivial_baseline(metrics)),
             named(best_baseline(metrics)),
             SOURCES[metrics["data"]["source"]],

@@ -1,5 +1,7 @@
 """How metrics and data sources are put into words in generated texts."""
 
+from e2e_utils.number_text import format_entry
+
 LABELS = {
     "roc_auc": "ROC-AUC",
     "accuracy": "accuracy",
@@ -32,23 +34,10 @@ def label(metric: str) -> str:
     return LABELS.get(metric, metric.replace("_", " "))
 
 
-def digits(value: float) -> str:
-    """Format: four digits after the point for numbers around one, four significant for others."""
-    return ".4f" if 0.01 <= abs(value) < 10 else ".4g"
-
-
-def entry_text(entry: dict[str, float], bold: bool = False) -> str:
-    """``0.8049 [0.8012, 0.8085] ± 0.0007``, all with the digits of the value."""
-    form, mark = digits(entry["value"]), "**" if bold else ""
-    value, low, high = (format(entry[name], form) for name in ("value", "low", "high"))
-    text = f"{mark}{value}{mark} [{low}, {high}]"
-    return text + (f" ± {entry['seed_std']:{form}}" if "seed_std" in entry else "")
-
-
 def entries_text(entries: dict[str, dict[str, float]]) -> str:
     """All entries of one model, one a line."""
     width = max(len(label(name)) for name in entries)
-    return "\n".join(f"  {label(name):{width}s}  {entry_text(e)}" for name, e in entries.items())
+    return "\n".join(f"  {label(name):{width}s}  {format_entry(e)}" for name, e in entries.items())
 
 
 def title(metrics: dict) -> str:

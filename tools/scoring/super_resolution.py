@@ -9,9 +9,10 @@ import pandas as pd
 from e2e_utils.datasets.common import LoadedDataset
 from e2e_utils.fidelity import fpd
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
+from e2e_utils.number_text import format_entry
 from tools.provenance import display_path
 from tools.scoring.events import write_table
-from tools.wording import entry_text, label
+from tools.wording import label
 
 BATCH = 50  # jets
 
@@ -45,10 +46,10 @@ def report(true: pd.DataFrame, made: pd.DataFrame) -> str:
     lines = {f"energy response, {name}": f"{name}_energy" for name in NAMES}
     lines |= {f"occupancy, {name}": f"{name}_hits" for name in NAMES} | {"mass response": "mass"}
     width = max(map(len, lines))
-    text = [
-        f"  {line:{width}s}  {entry_text(ratio_of_sums([made[c].to_numpy()], true[c].to_numpy()))}"
-        for line, c in lines.items()
-    ]
+    ratios = {
+        line: ratio_of_sums([made[c].to_numpy()], true[c].to_numpy()) for line, c in lines.items()
+    }
+    text = [f"  {line:{width}s}  {format_entry(ratio)}" for line, ratio in ratios.items()]
     half = len(true) // 2  # of different jets: true ones of the first half, generated of the second
     if half >= 8:
         value, error = fpd(true.to_numpy()[:half], made.to_numpy()[half:])

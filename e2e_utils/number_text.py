@@ -1,0 +1,31 @@
+"""Metric entries as text, with as many digits as their interval allows. Standard library only."""
+
+import math
+from collections.abc import Mapping
+
+EXACT_DIGITS = 4  # after the point, of a value without an interval
+MOST_DIGITS = 4  # after the point for the sake of the spread over seeds
+
+
+def _digits(width: float) -> int:
+    """Digits after the point that show two significant ones of a width."""
+    return max(0, 1 - math.floor(math.log10(width)))
+
+
+def digits_of(entry: Mapping[str, float]) -> int:
+    """Digits after the point: two significant ones of half the interval, one more for the seeds."""
+    half, spread = abs(entry["high"] - entry["low"]) / 2, entry.get("seed_std", 0.0)
+    if not (0 < half < math.inf):
+        return EXACT_DIGITS
+    digits = _digits(half)
+    if 0 < spread < half:
+        digits = max(digits, min(digits + 1, _digits(spread), MOST_DIGITS))
+    return digits
+
+
+def format_entry(entry: Mapping[str, float], digits: int | None = None, bold: bool = False) -> str:
+    """``0.8049 [0.8012, 0.8085] ± 0.0007``: value, interval, and the spread over several seeds."""
+    form, mark = f".{digits_of(entry) if digits is None else digits}f", "**" if bold else ""
+    value, low, high = (format(entry[name], form) for name in ("value", "low", "high"))
+    text = f"{mark}{value}{mark} [{low}, {high}]"
+    return text + (f" ± {entry['seed_std']:{form}}" if "seed_std" in entry else "")
