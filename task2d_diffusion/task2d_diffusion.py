@@ -1837,12 +1837,10 @@ display(Markdown(
 ))  # fmt: skip
 table = {LABELS[name]: results[name] for name in runs}
 main_table = {LABELS[name]: results[name] for name in runs if name not in sped_up}
-display(
-    results_frame(main_table, TESTS[:3]).rename(columns={"c2st_auc_cnn": "two-sample AUC, CNN"})
-)
+display(results_frame(main_table, TESTS[:3]))
 display(results_frame(table, TESTS[3:]))
 display(results_frame(table, ("precision", "recall", "density", "coverage")))
-display(results_frame(main_table, ("copies", "jsd_high")).rename(columns={"jsd_high": "JSD, high"}))
+display(results_frame(main_table, ("copies", "jsd_high")))
 
 # %% [markdown]
 # **Single observables**, the eight that the diffusion model does worst: separation power of each.

@@ -155,6 +155,13 @@ def test_result_table(run) -> None:
     assert frame.loc["trees", "accuracy"] == ""
 
 
+def test_the_first_table_keeps_to_what_a_page_can_hold(run) -> None:
+    content = fields()
+    content["metrics"] |= {f"test_{n}": metric_entry(0.5, 0.4, 0.6) for n in range(9)}
+    columns = list(notebook.result_table(run.save_metrics(**content)).columns)
+    assert columns == ["ROC-AUC", "accuracy", *(f"test_{n}" for n in range(5))]
+
+
 def test_results_frame_of_chosen_columns() -> None:
     models = {"a": {"roc_auc": metric_entry(0.5, 0.4, 0.6), "accuracy": metric_entry(1, 1, 1)}}
     assert list(results_frame(models, ["accuracy"]).columns) == ["accuracy"]
