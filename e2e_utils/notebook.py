@@ -22,7 +22,7 @@ from data.catalog import PROFILES
 from e2e_utils.datasets import SOURCES
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import write_metrics
-from e2e_utils.number_text import format_entry
+from e2e_utils.metric_text import METRIC_NAMES, format_entry
 from e2e_utils.paths import list_tasks, run_directory, script_path
 
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -39,28 +39,6 @@ PACKAGES = (
     "onnxruntime",
 )
 DISPLAY_ID = "results"
-COLUMN_NAMES = {
-    "roc_auc": "ROC-AUC",
-    "accuracy": "accuracy",
-    "milliseconds_per_event": "ms per event",
-    "fpd": "FPD",
-    "kpd": "KPD",
-    "c2st_auc_low": "two-sample AUC, low",
-    "c2st_auc_high": "two-sample AUC, high",
-    "c2st_auc_cnn": "two-sample AUC, CNN",
-    "jsd_high": "JSD, high",
-    "energy_error": "energy error",
-    "occupancy_error": "occupancy error",
-    "tagger_auc": "tagger AUC",
-    "background_rejection_50": "background rejection at 50 % efficiency",
-    "background_rejection_70": "background rejection at 70 % efficiency",
-    "background_rejection_80": "background rejection at 80 % efficiency",
-    "expected_calibration_error": "calibration error",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "mean_relative_error": "mean relative error",
-    "r2": "R²",
-}
 
 
 def load_definitions(task: str) -> ModuleType:
@@ -206,7 +184,7 @@ def results_frame(
         for model, entries in models.items()
     }
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
-    return frame.rename(columns=COLUMN_NAMES).rename_axis("model")
+    return frame.rename(columns=METRIC_NAMES).rename_axis("model")
 
 
 def result_table(metrics: dict) -> pd.DataFrame:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
-from e2e_utils.number_text import format_entry
+from e2e_utils.metric_text import format_entry, metric_name
 from tools.provenance import PRODUCT_PATTERNS
-from tools.wording import STANDIN_NOTE, label, title
+from tools.wording import STANDIN_NOTE, title
 
 
 def model_cards(published: dict[str, dict]) -> str:
@@ -82,7 +82,7 @@ def metrics_table(metrics: dict) -> list[str]:
             rows[name.replace("_", " ") + mark] = model
     names = list(metrics["metrics"])
     lines = [
-        "| Model | " + " | ".join(label(name) for name in names) + " |",
+        "| Model | " + " | ".join(metric_name(name) for name in names) + " |",
         "| --- |" + " --- |" * len(names),
     ]
     for model, entries in rows.items():

@@ -11,9 +11,9 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import write_text
-from e2e_utils.number_text import format_entry
+from e2e_utils.metric_text import format_entry, metric_name
 from tools.model_cards import model_cards
-from tools.wording import STANDIN_NOTE, label, title
+from tools.wording import STANDIN_NOTE, title
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 # Written by `make badges`; without it the table has no links to Colab.
@@ -117,7 +117,7 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
         ]
         cells = [
             f"[{title(metrics)}]({task})",
-            f"{label(metrics['headline'])} {format_entry(entry, bold=True)}",
+            f"{metric_name(metrics['headline'])} {format_entry(entry, bold=True)}",
             named(trivial_baseline(metrics)),
             named(best_baseline(metrics)),
             SOURCES[metrics["data"]["source"]],

@@ -9,10 +9,9 @@ import pandas as pd
 from e2e_utils.datasets.common import LoadedDataset
 from e2e_utils.fidelity import fpd
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
-from e2e_utils.number_text import format_entry
+from e2e_utils.metric_text import format_entry, metric_name
 from tools.provenance import display_path
 from tools.scoring.events import write_table
-from tools.wording import label
 
 BATCH = 50  # jets
 
@@ -55,7 +54,7 @@ def report(true: pd.DataFrame, made: pd.DataFrame) -> str:
         value, error = fpd(true.to_numpy()[:half], made.to_numpy()[half:])
         floor, _ = fpd(true.to_numpy()[:half], true.to_numpy()[half:])
         text.append(
-            f"  {label('fpd'):{width}s}  {value:.4g} ± {error:.2g} (true jets: {floor:.4g})"
+            f"  {metric_name('fpd'):{width}s}  {value:.4g} ± {error:.2g} (true jets: {floor:.4g})"
         )
     return "\n".join(text)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from e2e_utils.number_text import format_entry
+from e2e_utils.metric_text import format_entry
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,39 @@
-"""Metric entries as text, with as many digits as their interval allows. Standard library only."""
+"""Metrics in words: their names, and entries with as many digits as the interval allows.
+
+Standard library only.
+"""
 
 import math
 from collections.abc import Mapping
 
+METRIC_NAMES = {
+    "roc_auc": "ROC-AUC",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "mean_relative_error": "mean relative error",
+    "fpd": "FPD",
+    "kpd": "KPD",
+    "c2st_auc_low": "two-sample AUC, low",
+    "c2st_auc_high": "two-sample AUC, high",
+    "c2st_auc_cnn": "two-sample AUC, CNN",
+    "jsd_high": "JSD, high",
+    "energy_error": "energy error",  # of the worst channel: |ratio - 1|
+    "occupancy_error": "occupancy error",
+    "tagger_auc": "tagger ROC-AUC",
+    "expected_calibration_error": "calibration error",
+    "milliseconds_per_event": "ms per event",
+    "background_rejection_50": "background rejection at 50 % efficiency",
+    "background_rejection_70": "background rejection at 70 % efficiency",
+    "background_rejection_80": "background rejection at 80 % efficiency",
+}
 EXACT_DIGITS = 4  # after the point, of a value without an interval
 MOST_DIGITS = 4  # after the point for the sake of the spread over seeds
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name as people write it."""
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def _digits(width: float) -> int:
