@@ -67,7 +67,7 @@ METRICS = {
     "parameters": 1,
     "flops": 1,
     "device": "cpu",
-    "seconds": 1,
+    "seconds": 999,
     "provenance": {"note": "kept"},
 }
 
@@ -109,7 +109,7 @@ def test_a_run_and_its_repetition(folder: Path) -> None:
         "products": metrics["provenance"]["products"],
     }
     assert list(metrics["provenance"]["products"]) == ["model.onnx"]
-    assert metrics["seconds"] == stamp["seconds"] != 1  # the script wrote 1
+    assert metrics["seconds"] == stamp["seconds"] < 999  # what the script wrote
     log = (folder / "run.log").read_text()
     assert "cell 4/5: for _ in tqdm" in log
     assert "cell 5/5 done in" in log
