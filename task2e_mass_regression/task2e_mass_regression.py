@@ -785,7 +785,7 @@ print({f"{arm} {seed}": round(factor, 3) for (arm, seed), factor in factors.item
 # **Numerical inversion.** The estimate with the smallest error answers towards the middle of the spectrum. An experiment that looks
 # for a peak prefers one that is right in the median *at every true mass*, and calibrates for it as jet energies are: $R(m)$, the
 # median estimate of validation jets of mass $m$, is fitted with a spline by quantile regression, and $R^{-1}$ of the estimate is
-# a further arm. It undoes the pull to the middle and pays with larger errors.
+# a further arm, kept within the masses of the sample. It undoes the pull to the middle and pays with larger errors.
 
 
 # %%
@@ -795,7 +795,7 @@ def inversion(estimate: np.ndarray, m: np.ndarray) -> Callable[[np.ndarray], np.
         SplineTransformer(6, degree=3, extrapolation="linear"),
         QuantileRegressor(quantile=0.5, alpha=0.0, solver="highs"),
     ).fit(m[:, None], estimate)
-    grid = np.linspace(0.0, 2 * HIGH, 2001)
+    grid = np.linspace(LOW, HIGH, 2001)  # beyond these masses the spline is a guess
     rising = np.maximum.accumulate(curve.predict(grid[:, None])) + 1e-9 * grid
     return lambda values: np.interp(values, rising, grid)
 
