@@ -121,7 +121,7 @@ CONFIGS = {
     "smoke": Config(
         epochs=1, seeds=(0, 1), ablation_jets=128, ablation_epochs=1, density_steps=60, mass_bins=3
     ),
-    "quick": Config(epochs=5, seeds=(0, 1), ablation_jets=0),
+    "quick": Config(epochs=4, seeds=(0, 1), ablation_jets=0),
     "standard": Config(epochs=7, seeds=(0, 1, 2), ablation_jets=5_000),
     "full": Config(epochs=30, seeds=(0, 1, 2, 3, 4), ablation_jets=50_000, batch_size=256),
 }
