@@ -2029,13 +2029,13 @@ display(Markdown(f"The diffusion model (18 steps) in {len(COMPARED)} tests again
 # say and goes first. That is the complexity bias: a spectrum that falls short at high frequency, the more so the larger $\beta$ and
 # the narrower the decoder. Where a latent number is not worth its KL at all, the posterior collapses onto the prior. A
 # number is *active* if $\mathrm{Var}_v\,\mathrm{E}[u|v]>0.01$ (Burda et al., arXiv:1509.00519). Two cures: *free bits* (arXiv:1606.04934), which let
-# every number say $0.25$ nats for nothing, against the collapse; and drawing from the likelihood instead of taking its mean,
+# every number say one nat for nothing, against the collapse; and drawing from the likelihood instead of taking its mean,
 # against the missing power.
 
 # %%
 SWEEP = {
     "beta 0.3": {"beta": 0.3}, "beta 1": {}, "beta 10": {"beta": 10.0}, "beta 100": {"beta": 100.0},
-    "beta 1, narrow decoder": {"width": 24}, "beta 10, free bits": {"beta": 10.0, "free_bits": 0.25},
+    "beta 1, narrow decoder": {"width": 24}, "beta 10, free bits": {"beta": 10.0, "free_bits": 1.0},
 }  # fmt: skip
 
 
