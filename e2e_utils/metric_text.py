@@ -27,8 +27,8 @@ METRIC_NAMES = {
     "background_rejection_70": "background rejection at 70 % efficiency",
     "background_rejection_80": "background rejection at 80 % efficiency",
 }
-EXACT_DIGITS = 4  # after the point, of a value without an interval
-MOST_DIGITS = 4  # after the point for the sake of the spread over seeds
+MOST_DIGITS = 4  # after the point, of numbers that are not small
+SMALL = 0.1
 
 
 def metric_name(metric: str) -> str:
@@ -45,11 +45,11 @@ def digits_of(entry: Mapping[str, float]) -> int:
     """Digits after the point: two significant ones of half the interval, one more for the seeds."""
     half, spread = abs(entry["high"] - entry["low"]) / 2, entry.get("seed_std", 0.0)
     if not (0 < half < math.inf):
-        return EXACT_DIGITS
+        return MOST_DIGITS
     digits = _digits(half)
     if 0 < spread < half:
-        digits = max(digits, min(digits + 1, _digits(spread), MOST_DIGITS))
-    return digits
+        digits = min(digits + 1, _digits(spread))
+    return digits if abs(entry["value"]) < SMALL else min(digits, MOST_DIGITS)
 
 
 def format_entry(entry: Mapping[str, float], digits: int | None = None, bold: bool = False) -> str:

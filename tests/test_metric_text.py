@@ -27,4 +27,4 @@ def test_spread_bold_and_chosen_digits() -> None:
     assert format_entry(entry, bold=True) == "**0.500** [0.400, 0.600] ± 0.012"
     assert format_entry(entry, digits=1) == "0.5 [0.4, 0.6] ± 0.0"
     narrow = {"value": 0.99983, "low": 0.99964, "high": 0.99995, "seed_std": 3e-6}
-    assert format_entry(narrow) == "0.99983 [0.99964, 0.99995] ± 0.00000"
+    assert format_entry(narrow) == "0.9998 [0.9996, 1.0000] ± 0.0000"
