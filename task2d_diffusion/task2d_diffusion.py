@@ -264,8 +264,8 @@ plt.show()
 
 # %% [markdown]
 # ## 3. Representation
-# **Stage one** has 19 numbers a jet: the sum and the number of active towers of each channel, and the number of hits that 255
-# stands for in the three counted ones.
+# **Stage one** has 27 numbers a jet: the sum, the highest tower and the number of active towers of each channel, and the number
+# of hits that 255 stands for in the three counted ones.
 #
 # **Randomised probability integral transform.** A value $w$ with distribution function $F$ becomes
 #
@@ -275,19 +275,23 @@ plt.show()
 # the largest pixel, 255 in every image) becomes an interval. Its inverse, $w=F^{-1}(\Phi(z))$, gives the atom back. This is
 # dequantisation with noise as wide as the quantum.
 #
-# **Stage two** has one number $v$ a tower and channel: $v=1+z/3$ for an active tower, and $v=-1+0.25\,\epsilon$ for an empty
-# one, with normal $\epsilon$. Two clouds that do not touch, each with noise of its own: no network has to make a point mass.
+# **Stage two** has one number $v$ a tower and channel: $v=-1+0.25\,\epsilon$ for an empty tower, with normal $\epsilon$, and
+# $v=1+g(z)/3$ for an active one, with $g(z)=z$ up to 1 and $g(z)=z+(z-1)^2$ above. Two clouds that do not touch, each with noise of its own: no
+# network has to make a point mass. The parabola spreads the highest towers, which normal scores crowd within a few tenths: they carry most of the
+# energy, and which tower is the highest in all channels at once is what the overlap of two channels consists of. A squared error
+# in $v$ should feel it.
 #
 # **Back to a jet.** Of each channel the $n_c$ towers with the highest $v$ are active, $n_c$ from stage one: sparsity is exact,
-# and there is no threshold to tune. Values that are no atoms are then scaled to the sum of stage one, and the highest tower of
-# a channel is at least what every training jet has there, as it holds the pixel that all values are relative to. All
-# generators below share stage one and this way back: what differs is the image.
+# and there is no threshold to tune. The first of them gets stage one's highest value. The others are scaled to what the sum of stage one leaves
+# them, except atoms (in counted channels: single hits), and counted ones rounded to whole hits. All generators below share stage one and this
+# way back: what differs is the image.
 
 # %%
 KNOTS = 512  # of a distribution function
 HIT, EMPTY = 1.0, -1.0  # centres of the two clouds
 HIT_WIDTH, EMPTY_WIDTH = 1 / 3, 0.25
-N_SUMMARY = 2 * N_CHANNELS + len(COUNTED)
+STRETCH = 1.0  # of the highest values; 0 leaves normal scores as they are
+N_SUMMARY = 3 * N_CHANNELS + len(COUNTED)
 
 
 class Quantiles:
@@ -315,6 +319,17 @@ class Quantiles:
         return value[count >= least]
 
 
+def stretched(z: np.ndarray) -> np.ndarray:
+    """g(z) of normal scores: their tail above 1 grows with the square."""
+    return z + STRETCH * np.maximum(z - 1, 0) ** 2
+
+
+def unstretched(g: np.ndarray) -> np.ndarray:
+    """The inverse of `stretched`."""
+    t = np.maximum(g - 1, 0)
+    return np.where(g > 1, 1 + 2 * t / (1 + np.sqrt(1 + 4 * STRETCH * t)), g)
+
+
 def units_of(largest: np.ndarray, counted: bool) -> np.ndarray:
     """What one hit is worth in each channel (n, 8, 1, 1); 1 in those that are not counted."""
     unit = np.ones((len(largest), N_CHANNELS), np.float32)
@@ -324,9 +339,10 @@ def units_of(largest: np.ndarray, counted: bool) -> np.ndarray:
 
 
 def summaries(part: Towers, counted: bool) -> np.ndarray:
-    """Stage one's numbers (n, 19): sums in units of a hit, active towers, hits that 255 stands for."""
+    """Stage one's numbers (n, 27): sum and highest tower in units of a hit, active towers, hits that 255 stands for."""
     w = part.x / units_of(part.largest, counted)
-    return np.concatenate([w.sum((2, 3)), (part.x > THRESHOLD).sum((2, 3)), part.largest], 1)
+    active = (part.x > THRESHOLD).sum((2, 3))
+    return np.concatenate([w.sum((2, 3)), active, w.max((2, 3)), part.largest], 1)
 
 
 # %%
@@ -338,8 +354,6 @@ class Codec:
         w, active = self.own_units(part), part.x > THRESHOLD
         self.value = [Quantiles(w[:, c][active[:, c]]) for c in range(N_CHANNELS)]
         self.summary = [Quantiles(column) for column in summaries(part, counted).T]
-        highest = part.x.max((2, 3))  # (n, 8)
-        self.floor = np.array([h[h > 0].min() if (h > 0).any() else 0.0 for h in highest.T])
 
     def own_units(self, part: Towers) -> np.ndarray:
         """Values in units of a hit; whole numbers where counted."""
@@ -349,7 +363,7 @@ class Codec:
         return w
 
     def conditions(self, part: Towers, rng: np.random.Generator) -> np.ndarray:
-        """Normal scores (n, 19) of stage one's numbers."""
+        """Normal scores (n, 27) of stage one's numbers."""
         columns = summaries(part, self.counted).T
         z = [q.forward(column, rng) for q, column in zip(self.summary, columns, strict=True)]
         return np.stack(z, 1).astype(np.float32)
@@ -360,40 +374,43 @@ class Codec:
         v = np.zeros(w.shape, np.float32)
         for c, quantiles in enumerate(self.value):
             hit = active[:, c]
-            v[:, c][hit] = HIT - EMPTY + HIT_WIDTH * quantiles.forward(w[:, c][hit], rng)
+            v[:, c][hit] = HIT - EMPTY + HIT_WIDTH * stretched(quantiles.forward(w[:, c][hit], rng))
         return v
 
     def decode(self, v: np.ndarray, condition: np.ndarray) -> Towers:
-        """Towers from v (n, 8, 25, 25) and conditions (n, 19)."""
+        """Towers from v (n, 8, 25, 25) and conditions (n, 27)."""
         numbers = [q.inverse(z) for q, z in zip(self.summary, condition.T, strict=True)]
-        total, count, largest = np.split(np.stack(numbers, 1), [N_CHANNELS, 2 * N_CHANNELS], 1)
+        parts = N_CHANNELS * np.array([1, 2, 3])
+        total, count, top, largest = np.split(np.stack(numbers, 1), parts, 1)
         count, largest = np.rint(count), np.rint(largest).clip(min=1)
         v = v.reshape(len(v), N_CHANNELS, GRID**2)  # (n, 8, 25, 25) -> (n, 8, 625)
         order = np.argsort(-v, axis=2)
         rank = np.empty_like(order)
         np.put_along_axis(rank, order, np.arange(GRID**2)[None, None], 2)
-        active = rank < count[:, :, None]
         x = np.zeros_like(v)
         unit = units_of(largest, self.counted)[..., 0]  # (n, 8, 1)
         for c, quantiles in enumerate(self.value):
-            w = quantiles.inverse((v[:, c] - HIT) / HIT_WIDTH)
-            if self.counted and c in COUNTED:
+            whole = self.counted and c in COUNTED
+            highest = np.rint(top[:, c]).clip(min=1) if whole else top[:, c]
+            w = quantiles.inverse(unstretched((v[:, c] - HIT) / HIT_WIDTH))
+            fixed = w <= 1 if whole else np.isin(w, quantiles.atoms())
+            others = (rank[:, c] > 0) & (rank[:, c] < count[:, c, None])
+            w = np.minimum(w, highest[:, None])
+            w = rescaled(w, others, fixed, total[:, c] - highest)
+            if whole:
                 w = np.rint(w).clip(min=1)
-            else:
-                w = rescaled(w, active[:, c], np.isin(w, quantiles.atoms()), total[:, c])
-            x[:, c] = np.where(active[:, c], np.maximum(w * unit[:, c], 2 * THRESHOLD), 0)
-        first = order[:, :, :1]
-        top = np.maximum(np.take_along_axis(x, first, 2), self.floor[:, None])
-        np.put_along_axis(x, first, np.where(count[:, :, None] > 0, top, 0), 2)
+            w = np.minimum(w, highest[:, None])
+            w = np.where(rank[:, c] == 0, highest[:, None], w) * unit[:, c]
+            x[:, c] = np.where(rank[:, c] < count[:, c, None], np.maximum(w, 2 * THRESHOLD), 0)
         return Towers(x.reshape(-1, N_CHANNELS, GRID, GRID), largest)
 
 
 # %%
-def rescaled(w: np.ndarray, active: np.ndarray, atom: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Values (n, 625) whose active ones, atoms apart, are scaled to the sum (n,), at most twofold."""
-    fixed, free = (w * (active & atom)).sum(1), (w * (active & ~atom)).sum(1)
-    factor = np.clip((total - fixed) / np.maximum(free, 1e-9), 0.5, 2.0)
-    return np.where(atom, w, w * factor[:, None])
+def rescaled(w: np.ndarray, active: np.ndarray, fixed: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Values (n, 625) whose active ones, fixed ones apart, are scaled to the sum (n,), at most tenfold."""
+    kept, free = (w * (active & fixed)).sum(1), (w * (active & ~fixed)).sum(1)
+    factor = np.clip((total - kept) / np.maximum(free, 1e-9), 0.1, 10.0)
+    return np.where(fixed, w, w * factor[:, None])
 
 
 # %%
@@ -494,7 +511,7 @@ class MixerBlock(nn.Module):
 
 # %%
 class Tokens(nn.Module):
-    """v (B, 8, 25, 25), noise level (B,), numbers (B, 19 + extra) -> tokens (B, 25, D), embedding (B, 64)."""
+    """v (B, 8, 25, 25), noise level (B,), numbers (B, 27 + extra) -> tokens (B, 25, D), embedding (B, 64)."""
 
     def __init__(self, extra: int = 0, width: int = 128, depth: int = 2) -> None:
         super().__init__()
@@ -646,7 +663,7 @@ def sigma_grid(steps: int) -> list[float]:
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma) for x (B, 8, 25, 25), sigma (B,), conditions (B, 19)."""
+    """D(x; sigma) for x (B, 8, 25, 25), sigma (B,), conditions (B, 27)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -744,7 +761,7 @@ def sample_flow(model: Velocity, condition: torch.Tensor, noise: torch.Tensor, s
 
 # %%
 class Generator(nn.Module):
-    """Noise (B, 8, 25, 25) and conditions (B, 19) -> v."""
+    """Noise (B, 8, 25, 25) and conditions (B, 27) -> v."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -807,7 +824,7 @@ def vae_loss(model: VAE, v: torch.Tensor, condition: torch.Tensor, generator: to
 # %% [markdown]
 # **Normalising flow, and its student.** A masked autoregressive flow (MAF, arXiv:1705.07057): in each block
 # $z_i=(x_i-\mu_i(x_{<i}))\,e^{-s_i(x_{<i})}$, so that the likelihood takes one pass, but sampling one pass *per dimension*. It does two
-# jobs. With 19 dimensions it is stage one for all generators. With the first principal components of $v$ for $x$, and
+# jobs. With 27 dimensions it is stage one for all generators. With the first principal components of $v$ for $x$, and
 # normal noise for the rest, it is a generator of its own. As in CaloFlow (arXiv:2110.11377) the slow teacher is
 # distilled: a student with the same blocks the other way round, $x_i=\mu_i(z_{<i})+e^{s_i(z_{<i})}z_i$, learns to map the same noise to the
 # same jet, block by block, and samples in one pass.
@@ -1244,7 +1261,7 @@ run_jobs([(arm, seed) for arm in FIRST for seed in range(CONFIG.schedules[arm].s
 # %%
 @torch.no_grad()
 def stage_one(n: int, seed: int) -> torch.Tensor:
-    """Conditions (n, 19) of ``n`` new jets."""
+    """Conditions (n, 27) of ``n`` new jets."""
     z = torch.randn(n, N_SUMMARY, generator=torch_generator(seed, 77))
     return models["totals", 0].sample(z.to(DEVICE), z.new_zeros(n, 1).to(DEVICE))[-1].clamp(-4, 4)
 
@@ -1379,7 +1396,7 @@ EVALUATIONS = {  # of the network for a batch of jets
 
 @torch.inference_mode()
 def make_v(name: str, seed: int, condition: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # fmt: skip
-    """v of new jets with given conditions (B, 19), by a generator or a variant "arm, k steps"."""
+    """v of new jets with given conditions (B, 27), by a generator or a variant "arm, k steps"."""
     arm, _, variant = name.partition(", ") if "step" in name else (name, "", "")
     steps = {"steps": int(variant.split()[0])} if variant else {}
     if arm == "independent":
@@ -2272,7 +2289,7 @@ plt.show()
 
 # %%
 class SamplerStep(nn.Module):
-    """x (B, 8, 25, 25), levels (B,), following levels (B,), conditions (B, 19) -> x at the following level."""
+    """x (B, 8, 25, 25), levels (B,), following levels (B,), conditions (B, 27) -> x at the following level."""
 
     def __init__(self, model: Denoiser) -> None:
         super().__init__()
@@ -2319,7 +2336,7 @@ for name, (graph, inputs, example) in graphs.items():
 for (arm, seed), model in models.items():
     name = "".join(c if c.isalnum() else "_" for c in arm)
     save_weights(run.directory / f"{name}_seed{seed}.safetensors", model, {**card, "arm": arm, "seed": seed})  # fmt: skip
-quantiles = {"value": np.stack([q.table for q in codec.value]), "summary": np.stack([q.table for q in codec.summary]), "floor": codec.floor}  # fmt: skip
+quantiles = {"value": np.stack([q.table for q in codec.value]), "summary": np.stack([q.table for q in codec.summary])}  # fmt: skip
 save_weights(run.directory / "codec.safetensors", {k: torch.as_tensor(v) for k, v in quantiles.items()},
              {**card, "counted": codec.counted, "hit_width": HIT_WIDTH, "empty_width": EMPTY_WIDTH})  # fmt: skip
 
@@ -2405,8 +2422,8 @@ conclusions += [
 display(Markdown(f"On {dataset.words}:\n\n" + "\n".join(f"- {line}" for line in conclusions)))
 
 # %% [markdown]
-# - Sums and occupancies come from stage one for *every* generator here, the trivial one included: the tests compare images
-#   given these. Tests on sums alone would say nothing of the second stage.
+# - Sums, occupancies and highest towers come from stage one for *every* generator here, the trivial one included: the tests
+#   compare images given these. Tests on sums alone would say nothing of the second stage.
 # - A posterior in closed form is open to models that denoise; GAN and VAE start from the towers' mean only. Part of what lies
 #   between them is this knowledge, not the principle. The row of independent towers shows what the knowledge alone is worth.
 # - The classifiers are as strong as their training samples: half of the test jets, 60 % of it for training. With more jets they
