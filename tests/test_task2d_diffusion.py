@@ -161,7 +161,11 @@ def test_untrained_denoiser_is_the_posterior_mean_of_single_towers(notebook):
     for level in (0.05, 0.6, 5.0):
         for x in (-1.3, 0.1, 0.9):
             weight = density * norm.pdf(x, grid, level)
-            found = model(torch.full((1, 8, 25, 25), x), torch.tensor([level]), torch.zeros(1, 27))
+            found = model(
+                torch.full((1, 8, 25, 25), x),
+                torch.tensor([level]),
+                torch.zeros(1, notebook.N_SUMMARY),
+            )
             expected = (weight * grid).sum() / weight.sum()
             assert found.detach().numpy() == pytest.approx(expected, abs=2e-4)
 
@@ -177,7 +181,7 @@ def test_statistics_of_single_towers_are_counted_and_mirrored(notebook):
     assert prior.logit.sigmoid()[2].numpy() == pytest.approx(expected.numpy(), abs=0.02)
     assert prior.mean.numpy() == pytest.approx(1.1, abs=0.03)
     assert prior.width.numpy() == pytest.approx(0.2, abs=0.02)
-    mean = prior.mean_of_v(torch.zeros(1, 27)).detach()
+    mean = prior.mean_of_v(torch.zeros(1, notebook.N_SUMMARY)).detach()
     assert mean[0, 2].numpy() == pytest.approx((-1 + expected * 2.1).numpy(), abs=0.06)
 
 
@@ -187,7 +191,7 @@ def test_velocity_leads_to_the_denoised_jet(notebook):
     v = torch.ones_like(noise)
     x = torch.lerp(noise, v / notebook.SIGMA_DATA, t.view(-1, 1, 1, 1))
     sigma = notebook.SIGMA_DATA * (1 - t) / t
-    condition = torch.zeros(2, 27)
+    condition = torch.zeros(2, notebook.N_SUMMARY)
     denoised = model.denoiser(v + sigma.view(-1, 1, 1, 1) * noise, sigma, condition)
     reached = x + (1 - t.view(-1, 1, 1, 1)) * model(x, t, condition)
     assert reached.detach().numpy() * notebook.SIGMA_DATA == pytest.approx(
@@ -204,12 +208,16 @@ class PerfectDenoiser(nn.Module):
 
 def test_sampler_with_the_perfect_denoiser_gives_the_data_distribution(notebook):
     noise = torch.randn(64, 8, 5, 5, generator=torch_generator(0, 0))
-    made = notebook.sample_diffusion(PerfectDenoiser(), torch.zeros(64, 27), noise, 18)
+    made = notebook.sample_diffusion(
+        PerfectDenoiser(), torch.zeros(64, notebook.N_SUMMARY), noise, 18
+    )
     # exact solution: x(0) = x(sigma_max) sd / sqrt(sd^2 + sigma_max^2)
     factor = notebook.SIGMA_MAX * 0.7 / np.hypot(0.7, notebook.SIGMA_MAX)
     assert made.numpy() == pytest.approx((noise * factor).numpy(), rel=0.04, abs=1e-3)
     trail = []
-    notebook.sample_diffusion(PerfectDenoiser(), torch.zeros(64, 27), noise, 6, trail)
+    notebook.sample_diffusion(
+        PerfectDenoiser(), torch.zeros(64, notebook.N_SUMMARY), noise, 6, trail
+    )
     assert [s for s, _ in trail] == pytest.approx(notebook.sigma_grid(6)[:5])
 
 
@@ -221,7 +229,7 @@ def test_flow_matching_sampler_follows_straight_lines_in_any_number_of_steps(not
         return (target - x) / (1 - t.view(-1, 1, 1, 1))
 
     for steps in (1, 4):
-        made = notebook.sample_flow(velocity, torch.zeros(4, 27), noise, steps)
+        made = notebook.sample_flow(velocity, torch.zeros(4, notebook.N_SUMMARY), noise, steps)
         assert made.numpy() == pytest.approx(notebook.SIGMA_DATA, abs=1e-4)
 
 
@@ -278,7 +286,7 @@ def test_kl_divergence_in_closed_form_and_free_bits(notebook):
 def test_minibatch_spread_tells_a_collapsed_batch(notebook):
     torch.manual_seed(0)
     critic = notebook.Pooled(1, minibatch=True)
-    x, numbers = torch.randn(6, 8, 25, 25), torch.zeros(6, 27)
+    x, numbers = torch.randn(6, 8, 25, 25), torch.zeros(6, notebook.N_SUMMARY)
     same = x[:1].expand_as(x)
     alone = critic(same[:1], numbers[:1])
     assert torch.allclose(critic(same, numbers)[0], alone[0], atol=1e-5)
@@ -328,7 +336,12 @@ def test_the_step_of_the_sampler_runs_in_onnx(notebook, tmp_path):
     step, path = notebook.SamplerStep(notebook.Denoiser()), tmp_path / "step.onnx"
 
     def example(n):
-        return torch.randn(n, 8, 25, 25), torch.ones(n), torch.ones(n) / 2, torch.randn(n, 27)
+        return (
+            torch.randn(n, 8, 25, 25),
+            torch.ones(n),
+            torch.ones(n) / 2,
+            torch.randn(n, notebook.N_SUMMARY),
+        )
 
     names = ("x", "sigma", "following", "condition")
     export_onnx(step, example(2), path, names, ["v"], {"task": "t"})
