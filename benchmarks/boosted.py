@@ -24,7 +24,7 @@ LIMIT_GB = 1.0  # of memory, whatever the size of the file
 STREAM = """
 import json, re, sys, time
 from pathlib import Path
-from e2e_utils.hdf5_schema import iter_images
+from data.readers.hdf5 import iter_images
 from e2e_utils.sparse_images import SparseImages
 start = time.perf_counter()
 SparseImages.from_chunks(iter_images(sys.argv[1], "jet"), sys.argv[2])

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import row, side_by_side
+from data.loaders import load_higgs
+from data.readers.event_tables import build_store, open_store
 from data.simulate.higgs import simulate_shard
-from e2e_utils.datasets import load_higgs
-from e2e_utils.event_tables import build_store, open_store
 from e2e_utils.paths import STANDIN
 
 EVENTS = 1000

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.timing import row, side_by_side
+from data.loaders import load_quark_gluon
+from data.readers.nested_parquet import iter_columns, nested
 from data.simulate.jets import simulate_shard
-from e2e_utils.datasets import load_quark_gluon
-from e2e_utils.nested_parquet import nested
 from e2e_utils.sparse_images import SparseImages
 
 SIMULATED = 300  # jets
@@ -46,7 +46,9 @@ def measure() -> list[dict]:
     batches = order[: len(order) // BATCH * BATCH].reshape(-1, BATCH)
     with tempfile.TemporaryDirectory() as name:
         parquet, hdf5 = write_official(images.dense(np.arange(len(order))).numpy(), Path(name))
-        store = SparseImages.from_parquet(parquet, Path(name) / "store", images.shape)
+        keys = {"X_jets": {"shape": [-1, *images.shape], "dtype": "float64"}}
+        chunks = (chunk["X_jets"] for chunk in iter_columns(parquet, keys))
+        store = SparseImages.from_chunks(chunks, Path(name) / "store")
         with pq.ParquetFile(parquet) as official, h5py.File(hdf5) as edition:
 
             def ours() -> None:

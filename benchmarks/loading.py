@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import row, side_by_side
-from e2e_utils.datasets import load_electron_photon
+from data.loaders import load_electron_photon
 from e2e_utils.paths import STANDIN
 
 BATCH = 256

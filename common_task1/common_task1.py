@@ -69,9 +69,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from data.loaders import load_electron_photon
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_electron_photon
 from e2e_utils.evaluation import evaluate_classifier
 from e2e_utils.metrics import bootstrap_interval, paired_bootstrap, roc_auc, roc_curve
 from e2e_utils.notebook import results_frame, start_run, update_results

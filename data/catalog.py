@@ -9,11 +9,11 @@ import numpy as np
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.profiles import PROFILES
 
 CATALOG_FILE = Path(__file__).with_name("catalog.toml")
 
 FORMATS = ("hdf5", "parquet", "csv.gz", "idx.gz", "root", "wheel")
-PROFILES = ("smoke", "quick", "standard", "full")
 
 
 class Key(TypedDict):

@@ -9,7 +9,6 @@ import jsonschema
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data.catalog import PROFILES
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
 from e2e_utils.metrics import (
@@ -24,6 +23,7 @@ from e2e_utils.metrics import (
     roc_auc,
     root_mean_squared_error,
 )
+from e2e_utils.profiles import PROFILES
 
 CLASSIFIER_METRICS: dict[str, Metric] = {
     "roc_auc": roc_auc,

@@ -71,6 +71,21 @@ def write_json(path: str | Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def with_part(text: str, part: str, content: str, name: str) -> str:
+    """``text`` with ``content`` between ``<!-- part:begin -->`` and ``<!-- part:end -->``.
+
+    Raises InputError naming the file where the two markers are not in it.
+    """
+    begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise InputError(
+            f"{name}: expected the markers {begin} and {end}, found them not; put both into it"
+        )
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
 def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file; for files below ``DATA_FILES`` remembered by size and time."""
     path = Path(path).resolve()

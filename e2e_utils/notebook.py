@@ -18,12 +18,11 @@ import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
 
-from data.catalog import PROFILES
-from e2e_utils.datasets import SOURCES
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import write_metrics
 from e2e_utils.metric_text import METRIC_NAMES, format_entry
 from e2e_utils.paths import list_tasks, run_directory, script_path
+from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -131,12 +130,8 @@ class Run:
 
 def start_run(task: str, profile: str, data_source: str = "auto") -> Run:
     """Check the parameters, make the run's folder and start its clock."""
-    if profile not in PROFILES:
-        raise InputError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {profile!r}")
-    if data_source not in SOURCES:
-        raise InputError(
-            f"DATA_SOURCE: expected one of {', '.join(SOURCES)}, found {data_source!r}"
-        )
+    check_choice("PROFILE", profile, PROFILES)
+    check_choice("DATA_SOURCE", data_source, SOURCES)
     directory = run_directory(profile, task)
     directory.mkdir(parents=True, exist_ok=True)
     return Run(task, profile, data_source, directory)

@@ -11,6 +11,8 @@ STANDIN = DATA_FILES / "standin"
 CACHE = DATA_FILES / "cache"
 
 BUILD = Path(os.environ.get("E2E_BUILD_DIR", ROOT / "build"))
+# Small samples of real events, for calibration and for a row of a notebook's table; optional.
+REAL_SAMPLES = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
 WEIGHTS = ROOT / "weights"
 
 

@@ -17,8 +17,6 @@ from numpy.typing import ArrayLike
 
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
-from e2e_utils.hdf5_schema import iter_images
-from e2e_utils.nested_parquet import Source, check_parquet, iter_columns
 
 Shape = tuple[int, int, int]
 
@@ -82,32 +80,6 @@ class SparseImages:
         """From an array (N, C, H, W); pixels that are exactly zero are dropped."""
         counts, index, value = to_sparse(dense)
         return cls(_cumulative(counts), index, value, dense.shape[1:])
-
-    @classmethod
-    def from_hdf5(
-        cls, path: str | Path, folder: str | Path, key: str = "X", n_events: int | None = None
-    ) -> "SparseImages":
-        """Stream the first ``n_events`` of a channel-last HDF5 file into a store at ``folder``."""
-        return cls.from_chunks(iter_images(path, key, n_events), folder)
-
-    @classmethod
-    def from_parquet(
-        cls,
-        source: Source,
-        folder: str | Path,
-        shape: Sequence[int],
-        key: str = "X_jets",
-        n_events: int | None = None,
-    ) -> "SparseImages":
-        """Stream the first ``n_events`` images of a parquet file's nested lists into ``folder``.
-
-        ``shape`` (C, H, W) is what the lists must have.
-        """
-        keys = {key: {"shape": [-1, *shape], "dtype": "float64"}}
-        check_parquet(source, keys)
-        return cls.from_chunks(
-            (chunk[key] for chunk in iter_columns(source, keys, n_events)), folder
-        )
 
     @classmethod
     def from_chunks(

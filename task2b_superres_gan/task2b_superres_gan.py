@@ -71,9 +71,9 @@ from torch.nn.functional import interpolate, log_softmax, one_hot, pad, softplus
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.loaders import load_super_resolution
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_super_resolution
 from e2e_utils.evaluation import evaluate, metric_entry
 from e2e_utils.fidelity import fpd, kpd, separation_power
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums

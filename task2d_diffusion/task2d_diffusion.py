@@ -78,9 +78,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.loaders import load_jets8
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_jets8
 from e2e_utils.evaluation import evaluate, metric_entry
 from e2e_utils.fidelity import fpd, kpd, separation_power
 from e2e_utils.metrics import log_loss, paired_bootstrap, roc_auc

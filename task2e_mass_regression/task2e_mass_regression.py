@@ -75,9 +75,9 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.loaders import load_top_mass
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_top_mass
 from e2e_utils.evaluation import evaluate_regression, metric_entry
 from e2e_utils.metrics import mean_absolute_error, paired_bootstrap
 from e2e_utils.notebook import results_frame, start_run, update_results

@@ -72,9 +72,9 @@ from scipy.stats import bootstrap, ks_2samp
 from torch import nn
 from torch.nn.functional import pad
 
+from data.loaders import load_electron_photon, two_photon_file
 from e2e_utils import paths, plotting
 from e2e_utils.checkpoints import load_weights, read_card
-from e2e_utils.datasets import load_electron_photon, two_photon_file
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import CLASSIFIER_METRICS, evaluate, metric_entry
 from e2e_utils.metrics import paired_bootstrap, roc_auc

@@ -80,10 +80,10 @@ from torch.nn.functional import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.loaders import load_jets8
+from data.loaders.jets8 import CHANNELS, CLASSES
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_jets8
-from e2e_utils.datasets.jets8 import CHANNELS, CLASSES
 from e2e_utils.evaluation import evaluate
 from e2e_utils.metrics import (
     accuracy,

@@ -74,9 +74,9 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.nn import EdgeConv
 
+from data.loaders import load_quark_gluon
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_quark_gluon
 from e2e_utils.evaluation import evaluate
 from e2e_utils.metrics import (
     accuracy,

@@ -88,9 +88,9 @@ from torch.nn.functional import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.loaders import load_jets8, load_quark_gluon, load_top_mass
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_jets8, load_quark_gluon, load_top_mass
 from e2e_utils.evaluation import evaluate
 from e2e_utils.metrics import (
     bootstrap_interval,

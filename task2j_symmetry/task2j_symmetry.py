@@ -71,9 +71,9 @@ from torch.func import jvp
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, grid_sample
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.loaders import load_rotated_mnist
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
-from e2e_utils.datasets import load_rotated_mnist
 from e2e_utils.evaluation import metric_entry
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx

@@ -51,10 +51,11 @@ def make_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_repository(root: Path, scripts: dict[str, str]) -> None:
     """A repository that can run by itself: the real tools, percent scripts, hardly any data."""
     (root / "e2e_utils").mkdir(parents=True)
-    for name in ("__init__", "paths", "errors", "files"):
+    for name in ("__init__", "paths", "errors", "files", "profiles"):
         shutil.copy(REPOSITORY / "e2e_utils" / f"{name}.py", root / "e2e_utils")
     shutil.copytree(REPOSITORY / "tools", root / "tools")
-    (root / "e2e_utils" / "datasets.py").write_text(
+    (root / "data").mkdir()
+    (root / "data" / "loaders.py").write_text(
         "def prepare(task, profile, source):\n    return f'{task}: {source} ready'\n"
     )
     (root / "e2e_utils" / "evaluation.py").write_text(

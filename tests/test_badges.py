@@ -8,7 +8,7 @@ from fake_project import TASK, finished_run, make_project
 from e2e_utils.errors import InputError
 from tools import badges
 from tools.publish import publish
-from tools.results_table import BEGIN, END, stamp_repository, update
+from tools.results_table import stamp_repository, update
 
 NOTEBOOK = f"blob/main/{TASK}/{TASK}.ipynb"
 
@@ -24,9 +24,9 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def outside(text: str) -> tuple[str, str]:
     """What stands before and after the results, without the line that names the repository."""
-    before, _, rest = text.partition(BEGIN)
+    before, _, rest = text.partition("<!-- results:begin -->")
     lines = [line for line in before.splitlines() if not line.startswith("<!-- repository")]
-    return "\n".join(lines), rest.partition(END)[2]
+    return "\n".join(lines), rest.partition("<!-- results:end -->")[2]
 
 
 def test_every_published_notebook_gets_a_badge(readme: Path) -> None:

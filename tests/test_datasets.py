@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data.catalog import dataset
+from data.loaders import electron_photon, load_electron_photon, prepare, two_photon_file
 from e2e_utils import paths
-from e2e_utils.datasets import electron_photon, load_electron_photon, prepare, two_photon_file
 from e2e_utils.errors import InputError
 
 OFFICIAL_NAMES = (
@@ -264,7 +264,7 @@ def test_bad_file_ends_a_program_with_code_2(tmp_path) -> None:
     (tmp_path / "empty.hdf5").touch()
     program = (
         "import sys; from e2e_utils.errors import command_line\n"
-        "from e2e_utils.datasets import load_electron_photon\n"
+        "from data.loaders import load_electron_photon\n"
         "command_line(lambda: load_electron_photon(path=sys.argv[1]))()"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "empty.hdf5")]

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import calibration_higgs
+from data.calibration import higgs as calibration_higgs
 from data.catalog import dataset as catalog_dataset
-from e2e_utils import event_tables, paths
-from e2e_utils.datasets import higgs, load_higgs, prepare
+from data.loaders import higgs, load_higgs, prepare
+from data.readers import event_tables
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 
 TASK = "task2a_higgs_transformer"

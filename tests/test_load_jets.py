@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional
 
 from data.catalog import dataset as catalog_dataset
-from e2e_utils import paths, remote_file
-from e2e_utils.datasets import jets, load_quark_gluon, load_super_resolution, prepare
+from data.loaders import jets, load_quark_gluon, load_super_resolution, prepare
+from data.readers import remote_file
+from data.readers.nested_parquet import nested
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.jet_resolution import low_resolution
-from e2e_utils.nested_parquet import nested
 from tests.flaky_server import Served, flaky_server
 
 N = 24

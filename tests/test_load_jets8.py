@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from data.catalog import dataset as catalog_dataset
-from e2e_utils import hdf5_schema, paths, remote_file
-from e2e_utils.datasets import LOADERS, jets8, load_jets8, prepare, tasks
+from data.loaders import LOADERS, jets8, load_jets8, prepare, tasks
+from data.readers import hdf5 as hdf5_schema
+from data.readers import remote_file
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tests.flaky_server import Served, flaky_server
 

@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.catalog import dataset as catalog_dataset
-from e2e_utils import paths, remote_file
-from e2e_utils.datasets import load_top_mass, prepare, top_mass
+from data.loaders import load_top_mass, prepare, top_mass
+from data.readers import remote_file
+from data.readers.nested_parquet import image_shape, nested
+from e2e_utils import paths
 from e2e_utils.errors import InputError
-from e2e_utils.nested_parquet import image_shape, nested
 from tests.flaky_server import Served, flaky_server
 
 N = 12

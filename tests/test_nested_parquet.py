@@ -5,8 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from e2e_utils.errors import InputError
-from e2e_utils.nested_parquet import (
+from data.readers.nested_parquet import (
     check_parquet,
     dense,
     has_column,
@@ -14,7 +13,7 @@ from e2e_utils.nested_parquet import (
     name_of,
     nested,
 )
-from e2e_utils.sparse_images import SparseImages
+from e2e_utils.errors import InputError
 
 SHAPE = (3, 4, 5)
 KEYS = {"X": {"shape": [-1, *SHAPE], "dtype": "float64"}, "y": {"shape": [-1], "dtype": "float64"}}
@@ -66,11 +65,6 @@ def test_open_files_are_read_too(write, images) -> None:
         (part,) = iter_columns(stream, KEYS)
         assert name_of(stream).endswith("a.parquet")
     np.testing.assert_array_equal(part["X"], images)
-
-
-def test_sparse_images_from_parquet(write, images, tmp_path) -> None:
-    stored = SparseImages.from_parquet(write(1), tmp_path / "store", SHAPE, key="X", n_events=9)
-    np.testing.assert_array_equal(stored.dense().numpy(), images[:9])
 
 
 def refusal(path, shape=SHAPE) -> str:

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 
-from e2e_utils import remote_file
+from data.readers import remote_file
+from data.readers.remote_file import RemoteFile, is_remote
 from e2e_utils.errors import InputError
-from e2e_utils.remote_file import RemoteFile, is_remote
 from tests.flaky_server import Served, flaky_server
 
 

@@ -8,11 +8,10 @@ from fake_project import TASK, finished_run, make_project, metrics_of
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.files import with_part
 from tools.model_cards import metrics_table, safetensors_header
 from tools.publish import publish
 from tools.results_table import (
-    BEGIN,
-    END,
     STANDIN_NOTE,
     best_baseline,
     generated_texts,
@@ -20,7 +19,6 @@ from tools.results_table import (
     results_block,
     trivial_baseline,
     update,
-    with_block,
 )
 
 
@@ -67,11 +65,13 @@ def test_every_task_has_a_public_result_with_its_source() -> None:
     assert public_result("task_of_nobody") == "–"
 
 
-def test_only_the_block_is_replaced() -> None:
-    readme = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert with_block(readme, f"{BEGIN}\nnew\n{END}") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    with pytest.raises(InputError, match="markers"):
-        with_block(f"{END} {BEGIN}", "")
+def test_only_the_part_is_replaced() -> None:
+    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
+    readme = f"before\n{begin}\nold\n{end}\nafter\n"
+    expected = f"before\n{begin}\nnew\n{end}\nafter\n"
+    assert with_part(readme, "results", "new", "README.md") == expected
+    with pytest.raises(InputError, match=r"README\.md.*markers"):
+        with_part(f"{end} {begin}", "results", "", "README.md")
 
 
 def test_all_models_are_in_the_card() -> None:

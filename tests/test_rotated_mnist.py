@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from data import catalog, download, mnist, transfer
-from data.calibration_mnist import lost_light
+from data.calibration.mnist import lost_light
+from data.loaders import ANGLES, load_rotated_mnist, prepare
+from data.loaders import mnist as loader
+from data.loaders.rotations import rotate, rotate_steps
 from e2e_utils import paths
-from e2e_utils.datasets import ANGLES, load_rotated_mnist, prepare
-from e2e_utils.datasets import mnist as loader
 from e2e_utils.errors import InputError
-from e2e_utils.rotations import rotate, rotate_steps
 from tests.flaky_server import FlakyServer, Served, flaky_server
 
 NAMES = (

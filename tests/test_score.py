@@ -16,10 +16,10 @@ import torch
 from fake_project import make_project, write_onnx
 from onnx import helper
 
+from data.readers.nested_parquet import nested
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.jet_resolution import low_resolution
-from e2e_utils.nested_parquet import nested
 from e2e_utils.onnx_export import export_onnx
 from tools import score as module
 from tools.score import find_model, score

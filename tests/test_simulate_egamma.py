@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from data import calibration
+from data.calibration import egamma as calibration
 from data.simulate import egamma, shards
 from data.simulate.barrel import MAX_IMPACTS, Detector
 from data.simulate.tracker import advance, track

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from data import calibration_higgs
+from data.calibration import higgs as calibration_higgs
 from data.catalog import dataset
 from data.simulate import higgs, higgs_detector
 from data.simulate.higgs_detector import FEATURE_NAMES, SCALES

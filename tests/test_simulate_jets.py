@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import calibration_jets as calibration
+from data.calibration import jets as calibration
 from data.catalog import dataset
+from data.readers.nested_parquet import check_parquet, iter_columns
 from data.simulate import jets, jets_detector, jets_events, jets_reconstruction
 from data.simulate.jets_detector import CELLS, PITCH, Detector, impact, share_endcaps
 from data.simulate.jets_events import PHOTON, Particles
 from e2e_utils.errors import InputError
 from e2e_utils.jet_resolution import low_resolution
-from e2e_utils.nested_parquet import check_parquet, iter_columns
 
 PER_CLASS = 150
 KEYS = dataset("quark_gluon")["file"][0]["keys"]

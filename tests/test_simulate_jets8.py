@@ -7,13 +7,13 @@ import h5py
 import numpy as np
 import pytest
 
-from data import calibration_boosted as calibration
+from data.calibration import boosted as calibration
 from data.catalog import dataset
+from data.readers.hdf5 import check_images_file
 from data.simulate import boosted, boosted_events, boosted_reconstruction, jets8, jets_events
 from data.simulate.boosted_events import Hard, PairEvents
 from data.simulate.jets_events import PHOTON, Particles
 from e2e_utils.errors import InputError
-from e2e_utils.hdf5_schema import check_images_file
 
 PER_CLASS = 60
 FILES = dataset("jets8")["file"]

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.catalog import dataset
+from data.readers.nested_parquet import check_parquet, iter_columns
 from data.simulate import boosted, boosted_detector, boosted_events, top_gun
 from data.simulate.boosted_detector import CHANNELS, Tracker
 from data.simulate.boosted_kinematics import (
@@ -22,7 +23,6 @@ from data.simulate.boosted_kinematics import (
 from data.simulate.jets_detector import Detector
 from data.simulate.jets_events import CHARGED, MUON, NEUTRAL, PHOTON
 from e2e_utils.errors import InputError
-from e2e_utils.nested_parquet import check_parquet, iter_columns
 
 JETS = 60
 KEYS = dataset("top_mass")["file"][0]["keys"]

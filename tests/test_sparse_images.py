@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.readers.hdf5 import iter_images
 from e2e_utils.errors import InputError
 from e2e_utils.sparse_images import SparseImages, concatenate, index_dtype
 
@@ -132,7 +133,7 @@ def test_streamed_store_equals_dense(sparse_array, tmp_path) -> None:
 def test_from_hdf5_turns_channels_first(sparse_array, tmp_path, write_events) -> None:
     x = sparse_array(6, (32, 32, 2))
     path = write_events("x.hdf5", np.zeros(6), x)
-    images = SparseImages.from_hdf5(path, tmp_path / "store", n_events=4)
+    images = SparseImages.from_chunks(iter_images(path, "X", 4), tmp_path / "store")
     np.testing.assert_array_equal(images.dense().numpy(), x[:4].transpose(0, 3, 1, 2))
 
 

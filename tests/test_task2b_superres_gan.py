@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2e_utils.datasets.jets import pooled
+from data.loaders.jets import pooled
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from e2e_utils.datasets.jets8 import Jets8Dataset
+from data.loaders.jets8 import Jets8Dataset
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.paths import list_tasks, script_path

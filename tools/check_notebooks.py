@@ -13,10 +13,10 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
+from e2e_utils.profiles import PROFILES
 from tools.model_cards import safetensors_header
 from tools.notebook_outputs import joined
 from tools.provenance import (
-    PROFILES,
     check_task,
     notebook_hash,
     pdf_hashes,

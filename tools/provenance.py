@@ -17,9 +17,6 @@ from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
 from tools.notebook_outputs import joined
 
-# From small to large; smoke runs are tests and never published.
-PROFILES = ("smoke", "quick", "standard", "full")
-DATA_SOURCES = ("auto", "official", "standin")
 PACKAGES = ("torch", "numpy", "scikit-learn", "onnx", "onnxruntime", "accelerate", "h5py")
 # What a run writes into its folder beside the notebook and metrics.json.
 PRODUCT_PATTERNS = ("*.safetensors", "*.onnx", "*.csv")

@@ -14,10 +14,10 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import remove, reporting_full_disk
+from e2e_utils.profiles import PROFILES
 from tools.check_notebooks import notebook_problems, run_problems
 from tools.provenance import (
     PRODUCT_PATTERNS,
-    PROFILES,
     check_task,
     display_path,
     read_json,

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
+from e2e_utils.profiles import PROFILES, SOURCES
 from tools.pdf_book import update_book
 from tools.provenance import (
-    DATA_SOURCES,
-    PROFILES,
     check_task,
     display_path,
     notebook_hash,
@@ -49,7 +48,7 @@ THREAD_VARIABLES = (
 PASSED_ON = ("DASK_SCHEDULER_ADDRESS", "PYTHONPATH")  # to the processes of a worker elsewhere
 PREPARE = """
 import sys
-from e2e_utils.datasets import prepare
+from data.loaders import prepare
 from e2e_utils.errors import command_line
 command_line(lambda: print(prepare(*sys.argv[1:])))()
 """
@@ -409,7 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.regenerate", description=__doc__)
     parser.add_argument("tasks", nargs="*", help="default: every task folder")
     parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--data-source", choices=DATA_SOURCES, default="auto")
+    parser.add_argument("--data-source", choices=SOURCES, default="auto")
     parser.add_argument("--data", help="file(s) instead of a dataset, comma separated")
     parser.add_argument("--stage", choices=("data", "pdf"), help="only this stage, in any case")
     parser.add_argument("--jobs", type=int, help="notebooks at a time (default: what fits)")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import write_text
+from e2e_utils.files import with_part, write_text
 from e2e_utils.metric_text import format_entry, metric_name
 from tools.model_cards import model_cards
 from tools.wording import STANDIN_NOTE, title
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PART = "results"  # of README.md
 # Written by `make badges`; without it the table has no links to Colab.
 REPOSITORY = re.compile(r"<!-- repository: (\S+) -->\n")
 COLAB = "https://colab.research.google.com"
@@ -99,9 +99,9 @@ def colab_badge(task: str, repository: str) -> str:
 
 
 def results_block(published: dict[str, dict], repository: str | None = None) -> str:
-    """README's block, markers included; with badges where the repository is known."""
+    """README's part between the markers; with badges where the repository is known."""
     if not published:
-        return f"{BEGIN}\nNo run has been published yet (`make publish PROFILE=standard`).\n{END}"
+        return "No run has been published yet (`make publish PROFILE=standard`)."
     lines = [
         "| Task | Result on the test set | Trivial baseline | Best baseline | Data | Profile "
         "| Best public result, official data | Files |",
@@ -131,17 +131,7 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
         lines += ["", STANDIN_NOTE]
     if repository:
         lines += ["", COLAB_NOTE.format(repository=repository)]
-    return "\n".join([BEGIN, *lines, END])
-
-
-def with_block(readme: str, block: str, name: str = "README.md") -> str:
-    """``readme`` with its results block replaced. Raises InputError without the two markers."""
-    begin, end = readme.find(BEGIN), readme.find(END)
-    if begin < 0 or end < begin:
-        raise InputError(
-            f"{name}: expected the markers {BEGIN} and {END}, found them not; put both into it"
-        )
-    return readme[:begin] + block + readme[end + len(END) :]
+    return "\n".join(lines)
 
 
 def readme_path() -> Path:
@@ -158,7 +148,8 @@ def generated_texts() -> dict[Path, str]:
     readme = readme_path()
     text = readme.read_text(encoding="utf-8")
     stamped = REPOSITORY.search(text)
-    text = with_block(text, results_block(published, stamped and stamped[1]))
+    block = results_block(published, stamped and stamped[1])
+    text = with_part(text, PART, block, "README.md")
     return {readme: text, paths.WEIGHTS / "README.md": model_cards(published)}
 
 
@@ -172,7 +163,8 @@ def stamp_repository(repository: str) -> bool:
     line = f"<!-- repository: {repository} -->\n"
     bare = REPOSITORY.sub("", before)
     block = results_block(published_metrics(), repository)
-    after = with_block(bare, line + block)
+    marker = f"<!-- {PART}:begin -->"
+    after = with_part(bare.replace(marker, line + marker), PART, block, "README.md")
     if after != before:
         write_text(readme, after)
     return after != before

@@ -21,10 +21,9 @@ from typing import TextIO
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import remove, reporting_full_disk, write_json, write_text
+from e2e_utils.profiles import PROFILES, SOURCES
 from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, strip_ansi
 from tools.provenance import (
-    DATA_SOURCES,
-    PROFILES,
     check_task,
     data_files,
     data_state,
@@ -379,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.run_notebook", description=__doc__)
     parser.add_argument("task")
     parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--data-source", choices=DATA_SOURCES, default="auto")
+    parser.add_argument("--data-source", choices=SOURCES, default="auto")
     parser.add_argument("--data", help="file(s) instead of a dataset, comma separated")
     parser.add_argument("--force", action="store_true", help="run even if nothing has changed")
     parser.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)

@@ -13,7 +13,8 @@ import onnxruntime
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
-from tools.provenance import PROFILES, check_task, display_path
+from e2e_utils.profiles import PROFILES
+from tools.provenance import check_task, display_path
 
 CLASSIFICATION = "binary_classification"
 KINDS = {  # of models -> the module that scores them
@@ -86,7 +87,7 @@ def score(
             f"{path}: expected a model for {' or '.join(KINDS)}, found {kind}; "
             "choose another with MODEL=..."
         )
-    from e2e_utils.datasets import LOADERS  # brings torch: only after the cheap checks
+    from data.loaders import LOADERS  # brings torch: only after the cheap checks
 
     if task not in LOADERS:
         raise InputError(

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.readers.nested_parquet import nested
 from e2e_utils.files import atomic_path
-from e2e_utils.nested_parquet import nested
 
 
 def record(n_events: int, seed: int, simulation: str) -> dict[bytes, bytes]:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from data.catalog import dataset
+from data.readers.nested_parquet import iter_columns
 from data.simulate import jet_parquet, shards, sources_hash
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.jet_resolution import low_resolution
-from e2e_utils.nested_parquet import iter_columns
 from e2e_utils.paths import STANDIN
 
 SHARD_EVENTS = 500

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 
-from e2e_utils.datasets.common import LoadedDataset
+from data.loaders.common import LoadedDataset
 from e2e_utils.evaluation import evaluate_classifier, evaluate_regression
 from tools.provenance import display_path
 from tools.scoring.events import raw_batches, write_table

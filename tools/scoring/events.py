@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from e2e_utils.datasets.common import LoadedDataset
+from data.loaders.common import LoadedDataset
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 
-from e2e_utils.datasets.common import LoadedDataset
+from data.loaders.common import LoadedDataset
 from e2e_utils.fidelity import fpd
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
 from e2e_utils.metric_text import format_entry, metric_name

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from data.catalog import dataset
-from e2e_utils import paths
-from e2e_utils.datasets.common import (
+from data.loaders.common import (
     SOURCE_WORDS,
     STORE_VERSION,
     LoadedDataset,
     as_paths,
     catalog_files,
 )
+from data.readers.hdf5 import check_images_file, iter_images, read_labels
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
-from e2e_utils.hdf5_schema import check_images_file, iter_images, read_labels
 from e2e_utils.sparse_images import SparseImages
 
 FRESH_SEED = 20250304  # of the stand-in events that no training sees

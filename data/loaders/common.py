@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from data.catalog import PROFILES
+from data.readers.remote_file import RemoteFile, is_remote
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
-from e2e_utils.remote_file import RemoteFile, is_remote
+from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 
-SOURCES = ("auto", "official", "standin")
 SOURCE_WORDS = {
     "official": "official events",
     "standin": "simulated stand-in events",
@@ -54,12 +53,6 @@ def check_official(file: Path) -> None:
             f"{file}: expected the official file, found none; fetch it with "
             "`make data DATA_SOURCE=official`"
         )
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise InputError for a ``value`` that is not among the known ones."""
-    if value not in known:
-        raise InputError(f"{name}: expected one of {', '.join(known)}, found {value!r}; correct it")
 
 
 def as_paths(path: Paths) -> list[Path]:

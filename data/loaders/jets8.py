@@ -7,23 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from data.catalog import PROFILES, dataset, official_paths
-from e2e_utils import paths
-from e2e_utils.datasets.common import (
+from data.catalog import dataset, official_paths
+from data.loaders.common import (
     SOURCE_WORDS,
-    SOURCES,
     File,
     LoadedDataset,
     Paths,
-    check_choice,
     check_official,
     files_fingerprint,
     given_files,
 )
+from data.readers.hdf5 import check_images_file, iter_images, open_hdf5, readable
+from data.readers.remote_file import RemoteFile
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
-from e2e_utils.hdf5_schema import check_images_file, iter_images, open_hdf5, readable
-from e2e_utils.remote_file import RemoteFile
+from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 from e2e_utils.sparse_images import SparseImages, index_dtype
 from e2e_utils.splits import Splits, split
 

@@ -1,6 +1,6 @@
 """Shower shapes, and the comparison of stand-in images with real ones.
 
-    python -m data.calibration --events 60000
+    python -m data.calibration.egamma --events 60000
 
 makes stand-in images if they are missing, draws data/figures/egamma_*.png, and rewrites the table
 between the markers in data/README.md. The 100 real images are optional: they are looked for in the
@@ -9,24 +9,15 @@ repository; without them, only the published numbers are compared.
 """
 
 import argparse
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
+from data.calibration.report import auc_interval, save, update_readme
 from data.simulate import egamma
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import atomic_path, write_text
-from e2e_utils.paths import ROOT
+from e2e_utils.paths import REAL_SAMPLES
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-README = ROOT / "data" / "README.md"
-FIGURES = ROOT / "data" / "figures"
-BEGIN, END = "<!-- egamma:begin -->", "<!-- egamma:end -->"
 CLASSES = ("photon", "electron")
 
 # Measured on 200 real events, 100 a class: mean and standard deviation.
@@ -141,8 +132,7 @@ def _shapes(images: np.ndarray) -> dict[str, np.ndarray]:
 
 def real_sample() -> tuple[np.ndarray, np.ndarray] | None:
     """The 100 real images (100, 32, 32) and labels, or None where they are not at hand."""
-    folder = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
-    path = folder / "egamma_real_100.npz"
+    path = REAL_SAMPLES / "egamma_real_100.npz"
     if not path.exists():
         return None
     with np.load(path) as stored:
@@ -152,19 +142,6 @@ def real_sample() -> tuple[np.ndarray, np.ndarray] | None:
 def matrix(images: np.ndarray) -> np.ndarray:
     """Shower shapes as (n, features)."""
     return np.stack(list(shower_shapes(images).values()), axis=1)
-
-
-def auc_interval(labels: np.ndarray, scores: np.ndarray, rounds: int = 1000) -> tuple:
-    """ROC-AUC with its 95 % bootstrap interval."""
-    from sklearn.metrics import roc_auc_score
-
-    rng = np.random.default_rng(0)
-    values = []
-    while len(values) < rounds:
-        rows = rng.integers(0, len(labels), len(labels))
-        if 0 < labels[rows].sum() < len(labels):
-            values.append(roc_auc_score(labels[rows], scores[rows]))
-    return roc_auc_score(labels, scores), *np.quantile(values, (0.025, 0.975))
 
 
 def boosted_scores(photons: np.ndarray, electrons: np.ndarray, others: list[np.ndarray]) -> list:
@@ -233,15 +210,6 @@ def separation(images: list[np.ndarray], train: int = 24000) -> str:
         value, low, high = auc_interval(sample[1], scores[1])
         text += f", {value:.2f} [{low:.2f}, {high:.2f}] on {len(sample[1])} real images"
     return text + " (95 % intervals)."
-
-
-def save(figure: "Figure", name: str) -> None:
-    """Write a figure to data/figures/ and close it."""
-    import matplotlib.pyplot as plt
-
-    with atomic_path(FIGURES / name) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
 
 
 def draw_shapes(images: list[np.ndarray]) -> None:
@@ -357,18 +325,6 @@ def draw_examples(images: list[np.ndarray], each: int = 4) -> None:
     save(figure, "egamma_examples.png")
 
 
-def update_readme(text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace what stands between the markers of data/README.md."""
-    content = README.read_text(encoding="utf-8")
-    if begin not in content or end not in content:
-        raise InputError(
-            f"data/README.md: expected the markers {begin} and {end}, found none; restore them"
-        )
-    head, rest = content.split(begin, 1)
-    tail = rest.split(end, 1)[1]
-    write_text(README, f"{head}{begin}\n{text}\n{end}{tail}")
-
-
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -382,7 +338,7 @@ def main() -> None:
     draw_pixels(images)
     draw_examples(images)
     text = f"{table(images)}\n\n{separation(images)}"
-    update_readme(text)
+    update_readme(text, "egamma")
     print(text)
 
 

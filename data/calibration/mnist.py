@@ -1,18 +1,17 @@
 """What the square frame cuts off turned digits, and what interpolation changes.
 
-    python -m data.calibration_mnist
+    python -m data.calibration.mnist
 
 fetches MNIST if it is missing and rewrites the table between the markers in data/README.md.
 """
 
 import numpy as np
 
-from data.calibration import update_readme
+from data.calibration.report import update_readme
+from data.loaders.rotations import ANGLES, rotate
 from data.mnist import read_digits
 from e2e_utils.errors import command_line
-from e2e_utils.rotations import ANGLES, rotate
 
-BEGIN, END = "<!-- mnist:begin -->", "<!-- mnist:end -->"
 NOTICEABLE = 0.01  # of the light of an original
 
 
@@ -53,7 +52,7 @@ def main() -> None:
     images, labels, _ = read_digits()
     text = table(np.concatenate(images), np.concatenate(labels))
     print(text)
-    update_readme(text, BEGIN, END)
+    update_readme(text, "mnist")
 
 
 if __name__ == "__main__":

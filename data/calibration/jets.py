@@ -1,6 +1,6 @@
 """The quark/gluon stand-in against published numbers of the official files.
 
-    python -m data.calibration_jets --events 6000
+    python -m data.calibration.jets --events 6000
 
 makes stand-in jets if they are missing, draws data/figures/jets_*.png, and rewrites the table
 between the markers in data/README.md. No official jet is needed: the published numbers stand here.
@@ -15,15 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.calibration import auc_interval, save, update_readme
+from data.calibration.report import auc_interval, save, update_readme
 from data.catalog import dataset
-from e2e_utils.datasets import load_quark_gluon
-from e2e_utils.datasets.jets import CHANNELS, JetDataset
+from data.loaders import load_quark_gluon
+from data.loaders.jets import CHANNELS, JetDataset
+from data.readers.nested_parquet import nested
 from e2e_utils.errors import command_line
 from e2e_utils.jet_resolution import low_resolution
-from e2e_utils.nested_parquet import nested
 
-BEGIN, END = "<!-- jets:begin -->", "<!-- jets:end -->"
 CLASSES = ("quark", "gluon")  # label 0, 1
 SIZE, CHUNK = 125, 200
 CORE = 28.6  # pixels: the jet radius of 0.5
@@ -221,7 +220,7 @@ def main() -> None:
     draw_shapes(jets, shapes)
     draw_images(jets)
     text = table(jets, shapes)
-    update_readme(text, BEGIN, END)
+    update_readme(text, "jets")
     print(text)
 
 

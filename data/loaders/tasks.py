@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from e2e_utils.datasets.common import SOURCE_WORDS, LoadedDataset
-from e2e_utils.datasets.electron_photon import load_electron_photon
-from e2e_utils.datasets.higgs import load_higgs
-from e2e_utils.datasets.jets import load_quark_gluon, load_super_resolution
-from e2e_utils.datasets.jets8 import load_jets8
-from e2e_utils.datasets.mnist import load_digit_images, load_rotated_mnist
-from e2e_utils.datasets.top_mass import load_top_mass
-from e2e_utils.datasets.two_photons import two_photon_file
+from data.loaders.common import SOURCE_WORDS, LoadedDataset
+from data.loaders.electron_photon import load_electron_photon
+from data.loaders.higgs import load_higgs
+from data.loaders.jets import load_quark_gluon, load_super_resolution
+from data.loaders.jets8 import load_jets8
+from data.loaders.mnist import load_digit_images, load_rotated_mnist
+from data.loaders.top_mass import load_top_mass
+from data.loaders.two_photons import two_photon_file
 from e2e_utils.errors import InputError
 
 

@@ -13,13 +13,14 @@ from typing import ClassVar
 import h5py
 import numpy as np
 
-from data.catalog import PROFILES, dataset
+from data.catalog import dataset
+from data.loaders.common import LoadedDataset
+from data.loaders.rotations import ANGLES, rotate_steps
+from data.readers.hdf5 import check_images_file, open_hdf5, readable
 from e2e_utils import paths
-from e2e_utils.datasets.common import SOURCES, LoadedDataset, check_choice
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
-from e2e_utils.hdf5_schema import check_images_file, open_hdf5, readable
-from e2e_utils.rotations import ANGLES, rotate_steps
+from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 
 STORE_NAME = "rotated_mnist.hdf5"
 RECIPE = 1  # raise it when the stored images or their layout change

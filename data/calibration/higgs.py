@@ -1,6 +1,6 @@
 """The HIGGS stand-in against real rows: distributions, distances, and transfer of a classifier.
 
-    python -m data.calibration_higgs --events 22000
+    python -m data.calibration.higgs --events 22000
 
 makes stand-in events if they are missing, draws data/figures/higgs_*.png, and rewrites the tables
 between the markers in data/README.md. The 7,500 real rows (higgs_real_7500.tsv) are looked for in
@@ -9,24 +9,22 @@ repository; without them there is nothing to compare, and it stops.
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import ks_2samp
 
-from data.calibration import auc_interval, save, update_readme
+from data.calibration.report import auc_interval, save, update_readme
+from data.readers.event_tables import iter_events
 from data.simulate.higgs import generate
 from data.simulate.higgs_detector import FEATURE_NAMES, SCALES
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.event_tables import iter_events
-from e2e_utils.paths import ROOT
+from e2e_utils.paths import REAL_SAMPLES
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-BEGIN, END = "<!-- higgs:begin -->", "<!-- higgs:end -->"
 CLASSES = ("background", "signal")  # label 0, 1
 LOW_LEVEL = 21
 GROUPS = {
@@ -41,8 +39,7 @@ Sample = tuple[np.ndarray, np.ndarray]
 
 def real_sample() -> Sample | None:
     """The 7,500 real rows (7500, 28) and labels, or None where they are not at hand."""
-    folder = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
-    path = folder / "higgs_real_7500.tsv"
+    path = REAL_SAMPLES / "higgs_real_7500.tsv"
     return read(path) if path.exists() else None
 
 
@@ -195,7 +192,7 @@ def main() -> None:
     ours = read(generate(arguments.events))
     draw(ours, real)
     text = f"{distance_table(ours, real)}\n\n{transfer_table(ours, real)}"
-    update_readme(text, BEGIN, END)
+    update_readme(text, "higgs")
     print(text)
 
 

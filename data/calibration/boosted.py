@@ -1,6 +1,6 @@
 """The stand-ins of boosted jets (tasks 2e; 2c, 2d, 2g, 2i) against published numbers.
 
-    python -m data.calibration_boosted --tops 6000 --jets 10500
+    python -m data.calibration.boosted --tops 6000 --jets 10500
 
 makes stand-in jets if they are missing, draws data/figures/boosted_*.png, and rewrites the tables
 between the markers in data/README.md. No official jet is needed: the published numbers stand here.
@@ -14,19 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.calibration import auc_interval, save, update_readme
+from data.calibration.report import auc_interval, save, update_readme
 from data.catalog import dataset
+from data.loaders import load_jets8, load_top_mass
+from data.loaders.jets8 import CHANNELS, CLASSES, Jets8Dataset
+from data.loaders.top_mass import TopMassDataset
+from data.readers.nested_parquet import iter_columns, nested
 from data.simulate import jets8
-from e2e_utils.datasets import load_jets8, load_top_mass
-from e2e_utils.datasets.jets8 import CHANNELS, CLASSES, Jets8Dataset
-from e2e_utils.datasets.top_mass import TopMassDataset
 from e2e_utils.errors import command_line
-from e2e_utils.nested_parquet import iter_columns, nested
 from e2e_utils.paths import STANDIN
 from e2e_utils.sparse_images import SparseImages
 
-TOPS = ("<!-- top_mass:begin -->", "<!-- top_mass:end -->")
-JETS = ("<!-- jets8:begin -->", "<!-- jets8:end -->")
 SIZE, CHUNK = 125, 100
 FEWEST = 200  # labelled jets that trees can be trained on
 PITCH = np.pi / 180  # of a pixel
@@ -316,14 +314,14 @@ def main() -> None:
     shapes = shapes_of(tops.images)
     draw_tops(tops, shapes)
     text = top_table(tops, Moments(tops.images), shapes)
-    update_readme(text, *TOPS)
+    update_readme(text, "top_mass")
     print(text)
     unlabelled, _, full = jets8.generate(arguments.jets)
     jets = load_jets8(path=[unlabelled, full])
     moments = Moments(jets.unlabelled)
     draw_jets(jets, moments)
     text = jet_table(jets, moments, shapes_of(jets.images))
-    update_readme(text, *JETS)
+    update_readme(text, "jets8")
     print(text)
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from data.catalog import dataset
-from e2e_utils import paths
-from e2e_utils.datasets.common import (
+from data.loaders.common import (
     SOURCE_WORDS,
     STORE_VERSION,
     LoadedDataset,
     as_paths,
     catalog_files,
 )
+from data.readers.event_tables import build_store, open_store
+from e2e_utils import paths
 from e2e_utils.errors import InputError
-from e2e_utils.event_tables import build_store, open_store
 
 LOW_LEVEL = 21  # of the 28 HIGGS features: measured momenta and b-tags; the others are masses
 

@@ -8,29 +8,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.catalog import PROFILES, dataset, official_paths
-from e2e_utils import paths
-from e2e_utils.datasets.common import (
+from data.catalog import dataset, official_paths
+from data.loaders.common import (
     SOURCE_WORDS,
-    SOURCES,
     File,
     LoadedDataset,
     Paths,
-    check_choice,
     check_official,
     files_fingerprint,
     given_files,
 )
-from e2e_utils.errors import InputError
-from e2e_utils.files import atomic_path
-from e2e_utils.nested_parquet import (
+from data.readers.nested_parquet import (
     check_parquet,
     column_names,
     image_shape,
     iter_columns,
     name_of,
 )
-from e2e_utils.remote_file import RemoteFile
+from data.readers.remote_file import RemoteFile
+from e2e_utils import paths
+from e2e_utils.errors import InputError
+from e2e_utils.files import atomic_path
+from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 from e2e_utils.sparse_images import SparseImages
 
 CHANNELS = ("track pT", "dz", "d0", "ECAL")  # the first ones of the files: the task allows no more

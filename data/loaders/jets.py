@@ -9,25 +9,24 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from data.catalog import PROFILES, dataset, official_paths
-from e2e_utils import paths
-from e2e_utils.datasets.common import (
+from data.catalog import dataset, official_paths
+from data.loaders.common import (
     SOURCE_WORDS,
-    SOURCES,
     File,
     LoadedDataset,
     Paths,
-    check_choice,
     check_official,
     files_fingerprint,
     given_files,
 )
+from data.readers.hdf5 import check_images_file, iter_images, open_hdf5
+from data.readers.nested_parquet import check_parquet, has_column, iter_columns, name_of
+from data.readers.remote_file import RemoteFile
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
-from e2e_utils.hdf5_schema import check_images_file, iter_images, open_hdf5
 from e2e_utils.jet_resolution import PADDING, low_resolution
-from e2e_utils.nested_parquet import check_parquet, has_column, iter_columns, name_of
-from e2e_utils.remote_file import RemoteFile
+from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 from e2e_utils.sparse_images import SparseImages
 
 CHANNELS = ("track pT", "ECAL", "HCAL")

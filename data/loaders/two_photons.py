@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from data.catalog import PROFILES, dataset, official_paths
+from data.catalog import dataset, official_paths
+from data.loaders.common import SOURCE_WORDS, check_official
 from e2e_utils import paths
-from e2e_utils.datasets.common import SOURCE_WORDS, SOURCES, check_choice, check_official
 from e2e_utils.errors import InputError
+from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 
 
 def two_photon_file(
