@@ -59,7 +59,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from matplotlib.colors import LogNorm
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -72,7 +71,9 @@ from tqdm import tqdm
 from data.loaders import load_electron_photon
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
+from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import evaluate_classifier
+from e2e_utils.machine import make_accelerator
 from e2e_utils.metrics import bootstrap_interval, paired_bootstrap, roc_auc, roc_curve
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
@@ -535,7 +536,7 @@ class BestWeights:
 # %%
 def train(name: str, model: nn.Module, rows: np.ndarray, config: Config, seed: int) -> pd.DataFrame:
     """Train ``model`` in place on events ``rows``; returns the history, one line an epoch."""
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16", "fp16"))
     device, world = accelerator.device, accelerator.num_processes
     steps = len(rows) // (config.batch_size * world)
     model = model.to(device, memory_format=torch.channels_last)
@@ -569,8 +570,10 @@ def train(name: str, model: nn.Module, rows: np.ndarray, config: Config, seed: i
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
+            if not accelerator.optimizer_step_was_skipped:  # by the scaler of float16
+                schedule.step()
             average.update_parameters(accelerator.unwrap_model(network))
+        share_buffers(average.module)
         parts = {"train": rows[:10_000], "validation": splits.validation}
         scores = {
             f"{part}_{k}": v

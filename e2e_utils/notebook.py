@@ -2,7 +2,6 @@
 
 import ast
 import importlib.metadata
-import os
 import platform
 import re
 import sys
@@ -20,6 +19,7 @@ from IPython.display import Markdown, display
 
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import write_metrics
+from e2e_utils.machine import available_cores, device_name
 from e2e_utils.metric_text import METRIC_NAMES, format_entry
 from e2e_utils.paths import list_tasks, run_directory, script_path
 from e2e_utils.profiles import PROFILES, SOURCES, check_choice
@@ -146,16 +146,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def device_name() -> str:
-    """The accelerator's product name, or "CPU"."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def environment_summary(profile: str) -> str:

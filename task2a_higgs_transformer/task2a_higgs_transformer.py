@@ -64,7 +64,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -77,6 +76,7 @@ from data.loaders import load_higgs
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.evaluation import evaluate_classifier
+from e2e_utils.machine import device_name, make_accelerator, pick_device
 from e2e_utils.metrics import bootstrap_interval, paired_bootstrap, roc_auc, roc_curve
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
@@ -160,7 +160,7 @@ CONFIGS = {
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2a_higgs_transformer"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 
 # %%
 run = start_run(TASK, PROFILE, DATA_SOURCE)
@@ -735,7 +735,7 @@ def train(
 
     The weights of the best ``quality`` on the rows ``choice`` are kept.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16", "fp16"))
     world, started = accelerator.num_processes, time.monotonic()
     steps = max(1, len(rows) // (schedule.batch_size * world))
     optimizer = torch.optim.AdamW(
@@ -763,7 +763,8 @@ def train(
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            cycle.step()
+            if not accelerator.optimizer_step_was_skipped:  # by the scaler of float16
+                cycle.step()
             total += loss.detach()
         if epoch + 1 in ends:
             module = accelerator.unwrap_model(network).eval()
@@ -1606,8 +1607,8 @@ def training_speed(model: nn.Module, seconds: float, batch_size: int = 512) -> f
 
     def step() -> None:
         model(objects[rows]).square().mean().backward()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+        if DEVICE.type != "cpu":
+            torch.accelerator.synchronize()
 
     rates = []
     for _ in range(4):  # the first warms up
@@ -1632,12 +1633,7 @@ rows = {
 frame = pd.DataFrame(rows).T
 frame["relative"] = [f"{v / frame['events/s'].iloc[-1]:.2f}" for v in frame["events/s"]]
 frame["events/s"] = [f"{v:,.0f}" for v in frame["events/s"]]
-device_words = (
-    torch.cuda.get_device_name()
-    if DEVICE == "cuda"
-    else f"CPU, {torch.get_num_threads()} thread(s)"
-)
-display(Markdown(f"Training speed on {device_words}:"))
+display(Markdown(f"Training speed on {device_name()}, {torch.get_num_threads()} thread(s):"))
 display(frame)
 
 # %% [markdown]

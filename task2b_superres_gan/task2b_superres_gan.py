@@ -62,7 +62,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from IPython.display import Markdown, display
 from scipy.ndimage import uniform_filter
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -78,6 +78,7 @@ from e2e_utils.evaluation import evaluate, metric_entry
 from e2e_utils.fidelity import fpd, kpd, separation_power
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
 from e2e_utils.jet_resolution import HIGH, LOW
+from e2e_utils.machine import make_accelerator
 from e2e_utils.metrics import paired_bootstrap, resample, roc_auc
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
@@ -122,7 +123,6 @@ CONFIGS = {
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2b_superres_gan"
 CHANNELS = ("track pT", "ECAL", "HCAL")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # %%
 run = start_run(TASK, PROFILE, DATA_SOURCE)
@@ -718,8 +718,7 @@ def train(
     With ``adversarial`` > 0 a discriminator is trained beside it, on patches of a quarter of the jets
     of every batch.
     """
-    kwargs = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    accelerator = Accelerator(kwargs_handlers=kwargs)
+    accelerator = make_accelerator()
     device, world, started = accelerator.device, accelerator.num_processes, time.monotonic()
     size = min(config.batch_size, max(1, len(rows) // world))
     steps = max(1, len(rows) // (size * world))

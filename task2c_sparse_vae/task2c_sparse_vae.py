@@ -64,7 +64,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch_pruning
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -84,7 +83,9 @@ from data.loaders import load_jets8
 from data.loaders.jets8 import CHANNELS, CLASSES
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
+from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import CLASSIFIER_METRICS, evaluate
+from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.metrics import Difference, accuracy, paired_bootstrap, roc_auc
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx, open_session
@@ -149,7 +150,7 @@ CONFIGS = {
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2c_sparse_vae"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 
 # %%
 run = start_run(TASK, PROFILE, DATA_SOURCE)
@@ -721,7 +722,7 @@ def train(
     loss_of: Callable[[nn.Module, torch.Tensor, np.ndarray, float], torch.Tensor], score_of: Callable[[nn.Module], float], seed: int, masks: dict[str, torch.Tensor] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train ``model`` in place on towers of ``rows``; returns the history, one line an epoch."""
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16",))
     world = accelerator.num_processes
     batch_size = min(schedule.batch_size, len(rows) // world)
     steps = len(rows) // (batch_size * world)
@@ -753,6 +754,7 @@ def train(
             cycle.step()
             apply_masks(model, masks or {})
             total += loss.item()
+        share_buffers(model)
         score = score_of(accelerator.unwrap_model(network))
         best.update(score, accelerator.unwrap_model(network))
         line = {"epoch": epoch + 1, "loss": total / steps, "score": score}

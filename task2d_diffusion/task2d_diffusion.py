@@ -65,7 +65,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -81,10 +80,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.loaders import load_jets8
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
+from e2e_utils.distributed import OnePass
 from e2e_utils.evaluation import evaluate, metric_entry
 from e2e_utils.fidelity import fpd, kpd, separation_power
+from e2e_utils.machine import device_name, make_accelerator, pick_device
 from e2e_utils.metrics import log_loss, paired_bootstrap, roc_auc
-from e2e_utils.notebook import device_name, results_frame, start_run, update_results
+from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.parallel import side_by_side, worker_count
 from e2e_utils.seeds import epoch_batches, seed_everything, torch_generator
@@ -163,7 +164,7 @@ CONFIGS = {
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2d_diffusion"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 
 # %%
 run = start_run(TASK, PROFILE, DATA_SOURCE)
@@ -1088,14 +1089,13 @@ def validation_loss(arm: str, model: nn.Module, rows: np.ndarray) -> float:
 # %%
 def train(name: str, arm: str, model: nn.Module, schedule: Schedule, seed: int, rows: np.ndarray, held_out: np.ndarray) -> pd.DataFrame:  # fmt: skip
     """Train ``model`` in place, the average over the last weights at the end; one line an epoch."""
-    accelerator, started = Accelerator(), time.monotonic()
+    accelerator, started = make_accelerator(), time.monotonic()
     size = schedule.batch_size
     steps = len(rows) // (size * accelerator.num_processes)
     optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)  # fmt: skip
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, total_steps=schedule.epochs * steps, pct_start=0.1)  # fmt: skip
     average = moving_average(model.to(accelerator.device))
-    network, optimizer = accelerator.prepare(model, optimizer)
-    network_loss = LOSSES[arm]
+    network, optimizer = accelerator.prepare(OnePass(model, LOSSES[arm]), optimizer)
     accelerator.register_for_checkpointing(cycle, average)
     state = run.directory / "state" / "".join(c if c.isalnum() else "-" for c in name)
     extra = load_training_state(accelerator, state) or {"history": [], "seconds": 0.0}
@@ -1104,13 +1104,13 @@ def train(name: str, arm: str, model: nn.Module, schedule: Schedule, seed: int, 
         generator, total = torch_generator(seed, epoch), 0.0
         for chosen in epoch_batches(rows, size, seed, epoch, accelerator.process_index, accelerator.num_processes):  # fmt: skip
             batch = training_batch(arm, chosen, generator)
-            loss = network_loss(accelerator.unwrap_model(network), *batch, generator)
+            loss = network(*batch, generator)
             optimizer.zero_grad()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             cycle.step()
-            average.update_parameters(accelerator.unwrap_model(network))
+            average.update_parameters(model)
             total += loss.detach()
         history.append({"epoch": epoch + 1, "train_loss": float(total) / steps,
                         "validation_loss": validation_loss(arm, average.module, held_out)})  # fmt: skip
@@ -1153,31 +1153,37 @@ def generator_step(model: Adversaries, batch: Batch, generator: torch.Generator)
     return softplus(-model.critic(made, batch.condition)).mean()
 
 
+def adversarial_loss(model: Adversaries, player: int, batch: Batch, generator: torch.Generator, number: int) -> torch.Tensor:  # fmt: skip
+    """Loss of the critic (0) or of the generator (1)."""
+    if player == 0:
+        return critic_step(model, batch, generator, number)
+    return generator_step(model, batch, generator)
+
+
 # %%
 def train_gan(name: str, model: Adversaries, schedule: Schedule, seed: int, rows: np.ndarray) -> pd.DataFrame:  # fmt: skip
     """Train both players in turn; the generator's moving average is kept at the end."""
-    accelerator, started = Accelerator(), time.monotonic()
+    accelerator, started = make_accelerator(), time.monotonic()
     rate, size = schedule.learning_rate, schedule.batch_size
     players = [torch.optim.Adam(part.parameters(), rate, betas=(0.0, 0.99), fused=True) for part in (model.critic, model.generator)]  # fmt: skip
     average = moving_average(model.generator.to(accelerator.device), 0.995)
-    network, *players = accelerator.prepare(model, *players)
+    network, *players = accelerator.prepare(OnePass(model, adversarial_loss), *players)
     accelerator.register_for_checkpointing(average)
-    network = accelerator.unwrap_model(network)
     state = run.directory / "state" / "".join(c if c.isalnum() else "-" for c in name)
     extra = load_training_state(accelerator, state) or {"history": [], "seconds": 0.0}
     history, earlier = extra["history"], extra["seconds"]
     for epoch in range(len(history), schedule.epochs):
         generator, totals, number = torch_generator(seed, epoch), np.zeros(2), 0
-        for number, chosen in enumerate(epoch_batches(rows, size, seed, epoch)):
+        for number, chosen in enumerate(epoch_batches(rows, size, seed, epoch, accelerator.process_index, accelerator.num_processes)):  # fmt: skip
             batch = training_batch("gan", chosen, generator)
             for player, optimizer in enumerate(players):
-                loss = critic_step(network, batch, generator, number) if player == 0 else generator_step(network, batch, generator)  # fmt: skip
+                loss = network(player, batch, generator, number)
                 for each in players:
                     each.zero_grad()
                 accelerator.backward(loss)
                 optimizer.step()
                 totals[player] += loss.item()
-            average.update_parameters(network.generator)
+            average.update_parameters(model.generator)
         critic, made = totals / (number + 1)
         history.append({"epoch": epoch + 1, "critic_loss": critic, "generator_loss": made})
         seconds = earlier + time.monotonic() - started

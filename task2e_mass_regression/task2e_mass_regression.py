@@ -62,7 +62,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -78,7 +77,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.loaders import load_top_mass
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
+from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import evaluate_regression, metric_entry
+from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.metrics import mean_absolute_error, paired_bootstrap
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
@@ -127,7 +128,7 @@ CONFIGS = {
 }
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2e_mass_regression"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 
 # %%
 run = start_run(TASK, PROFILE, DATA_SOURCE)
@@ -599,7 +600,7 @@ def train(
     seed: int,
 ) -> pd.DataFrame:
     """Train ``model`` in place on jets ``rows`` of a data set; returns the history, one line an epoch."""
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16", "fp16"))
     device, world = accelerator.device, accelerator.num_processes
     batch_size = min(config.batch_size, len(rows) // world)
     steps = len(rows) // (batch_size * world)
@@ -637,9 +638,11 @@ def train(
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
+            if not accelerator.optimizer_step_was_skipped:  # by the scaler of float16
+                schedule.step()
             average.update_parameters(accelerator.unwrap_model(network))
             total += loss.item()
+        share_buffers(average.module)
         found = outputs(average.module, sample, check)
         error = mean_absolute_error(sample.m[check], to_mass(found[:, 0], config.target))
         history.append({"epoch": epoch + 1, "loss": total / steps, "validation_mae": error})

@@ -62,7 +62,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -84,7 +83,9 @@ from data.loaders import load_jets8
 from data.loaders.jets8 import CHANNELS, CLASSES
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
+from e2e_utils.distributed import OnePass, share_buffers
 from e2e_utils.evaluation import evaluate
+from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.metrics import (
     accuracy,
     mean_absolute_error,
@@ -153,7 +154,7 @@ CONFIGS = {
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2g_ssl_vit"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 
 # %%
 run = start_run(TASK, PROFILE, DATA_SOURCE)
@@ -724,12 +725,17 @@ def features_of(
 
 
 # %%
+def embed_each(model: Projected, *views: torch.Tensor) -> list[torch.Tensor]:
+    """Embeddings (B, 256) of every view; normalised by the batch, view by view."""
+    return [model(view) for view in views]
+
+
 def pretrain(
     name: str, encoder: nn.Module, loss: str, rows: np.ndarray, how: Augmentation, epochs: int,
     seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """Train ``encoder`` in place on two views of unlabelled jets; the history, one line an epoch."""
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16", "fp16"))
     device, world = accelerator.device, accelerator.num_processes
     batch_size = min(CONFIG.pretraining_batch, len(rows) // world)
     steps = len(rows) // (batch_size * world)
@@ -738,7 +744,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=epochs * steps, pct_start=0.15
     )
-    network, optimizer = accelerator.prepare(model, optimizer)
+    network, optimizer = accelerator.prepare(OnePass(model, embed_each), optimizer)
     accelerator.register_for_checkpointing(schedule)
 
     state = run.directory / "state" / name.replace(" ", "-")
@@ -749,14 +755,17 @@ def pretrain(
         for batch in epoch_batches(rows, batch_size, seed, epoch, accelerator.process_index, world):
             hits = hits_of(unlabelled, batch, device)
             with accelerator.autocast():
-                a, b = (network(to_towers(augment(hits, how, generator), scale)) for _ in range(2))
+                views = [to_towers(augment(hits, how, generator), scale) for _ in range(2)]
+                a, b = network(*views)
             value = LOSSES[loss](a.float(), b.float())
             optimizer.zero_grad()
             accelerator.backward(value)
             accelerator.clip_grad_norm_(network.parameters(), 5.0)
             optimizer.step()
-            schedule.step()
+            if not accelerator.optimizer_step_was_skipped:  # by the scaler of float16
+                schedule.step()
             total += value.item()
+        share_buffers(model)
         features = features_of(encoder, images, splits.validation[:500])
         history.append({"epoch": epoch + 1, "loss": total / steps,
                         "effective rank": effective_rank(features)})  # fmt: skip
@@ -977,7 +986,7 @@ def round_batches(
 # %%
 def finetune(job: Job, model: JetNetwork, config: Config) -> pd.DataFrame:
     """Fine-tune ``model`` in place; the history, one line a round."""
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16", "fp16"))
     device, world = accelerator.device, accelerator.num_processes
     rows = labelled_rows(job.share, job.seed)
     size = min(config.batch_size, len(rows))
@@ -1012,8 +1021,10 @@ def finetune(job: Job, model: JetNetwork, config: Config) -> pd.DataFrame:
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(network.parameters(), 2.0)
             optimizer.step()
-            schedule.step()
+            if not accelerator.optimizer_step_was_skipped:  # by the scaler of float16
+                schedule.step()
             total += loss.item()
+        share_buffers(model)
         found = quality(splits.validation, predict(model, splits.validation))
         history.append({"updates": (number + 1) * updates, "loss": total / updates,
                         "quality": found})  # fmt: skip

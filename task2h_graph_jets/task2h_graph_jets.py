@@ -64,7 +64,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from matplotlib.collections import LineCollection
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -77,7 +76,9 @@ from torch_geometric.nn import EdgeConv
 from data.loaders import load_quark_gluon
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
+from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import evaluate
+from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.metrics import (
     accuracy,
     background_rejection,
@@ -160,7 +161,7 @@ CONFIGS = {
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2h_graph_jets"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 
 # %%
 run = start_run(TASK, PROFILE, DATA_SOURCE)
@@ -992,7 +993,7 @@ class Job:
 def train(job: Job, model: nn.Module) -> pd.DataFrame:
     """Train ``model`` in place; returns the history, one line an epoch, with the seconds in ``attrs``."""
     schedule, rows = job.schedule, splits.train[: job.jets or None]
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16", "fp16"))
     world, started = accelerator.num_processes, time.monotonic()
     steps = len(rows) // (schedule.batch_size * world)
     optimizer = torch.optim.AdamW(
@@ -1023,9 +1024,11 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            cycle.step()
+            if not accelerator.optimizer_step_was_skipped:  # by the scaler of float16
+                cycle.step()
             average.update_parameters(accelerator.unwrap_model(network))
             total += loss.detach()
+        share_buffers(average.module)
         parts = {"train": rows[:2000], "validation": splits.validation[: job.jets or None]}
         scores = {f"{part}_roc_auc": roc_auc(y[r], predict(job.arm, average.module, r, job.selection))
                   for part, r in parts.items()}  # fmt: skip

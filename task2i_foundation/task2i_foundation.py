@@ -68,7 +68,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -92,6 +91,7 @@ from data.loaders import load_jets8, load_quark_gluon, load_top_mass
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.evaluation import evaluate
+from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.metrics import (
     bootstrap_interval,
     paired_bootstrap,
@@ -160,7 +160,7 @@ CONFIGS = {
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2i_foundation"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 EXPERTS = ("masked", "contrastive", "variational", "supervised")
 TARGETS = ("y", "m", "pT")
 
@@ -799,7 +799,7 @@ def validation_loss(job: Job, model: nn.Module, device: torch.device) -> float:
 # %%
 def train(job: Job, model: nn.Module) -> pd.DataFrame:
     """Train ``model`` in place; returns the history, one line an epoch, with the seconds in ``attrs``."""
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(("bf16",))
     world, started, rows = accelerator.num_processes, time.monotonic(), job.rows()
     batch = CONFIG.batch_size // 4 if job.arm == "supervised" else CONFIG.batch_size
     batch = max(2, min(batch, len(rows) // (2 * world)))

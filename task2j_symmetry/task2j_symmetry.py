@@ -63,7 +63,6 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 import torch
-from accelerate import Accelerator
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from torch import nn
@@ -74,7 +73,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.loaders import load_rotated_mnist
 from e2e_utils import plotting
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
+from e2e_utils.distributed import OnePass
 from e2e_utils.evaluation import metric_entry
+from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.notebook import results_frame, start_run, update_results
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.parallel import side_by_side
@@ -152,7 +153,7 @@ CONFIGS = {
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 TASK = "task2j_symmetry"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = pick_device()
 DIGITS = (1, 2)
 
 # %%
@@ -402,7 +403,7 @@ class Loss(Protocol):
 def train(name: str, model: nn.Module, loss: Loss, schedule: Schedule, seed: int,
           validate: Callable[[nn.Module], dict[str, float]] | None = None) -> pd.DataFrame:  # fmt: skip
     """Minimise the sum of the loss's terms in place; returns their means, one line a round."""
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     model = model.to(DEVICE)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -411,16 +412,18 @@ def train(name: str, model: nn.Module, loss: Loss, schedule: Schedule, seed: int
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.learning_rate, total_steps=schedule.steps, pct_start=0.1
     )
-    network, optimizer = accelerator.prepare(model, optimizer)
+    network, optimizer = accelerator.prepare(OnePass(model, loss), optimizer)
     accelerator.register_for_checkpointing(cycle)
     state = run.directory / "state" / f"{name}-{seed}"
     history = (load_training_state(accelerator, state) or {"history": []})["history"]
     for number in range(len(history), schedule.rounds):
-        generator, sums = torch_generator(seed, number), {}
+        # Every process draws its own batches.
+        own = number * accelerator.num_processes + accelerator.process_index
+        generator, sums = torch_generator(seed, own), {}
         first, last = (schedule.steps * (number + i) // schedule.rounds for i in (0, 1))
         network.train()
         for _ in range(first, last):
-            terms = loss(network, generator)
+            terms = network(generator)
             optimizer.zero_grad()
             accelerator.backward(sum(terms.values()))
             accelerator.clip_grad_norm_(parameters, 5.0)
@@ -1090,8 +1093,8 @@ def shared_motions(
         jacobian, effects, penalty = motion_matrices(model, oracle, part, degree, weight)
         response = latent_response(jacobian, effects, penalty)
         total = effects.mT @ effects
-        c = c + total.sum(0).double().cpu()
-        a = a + (total - (effects.mT @ jacobian) @ response).sum(0).double().cpu()
+        c = c + total.sum(0).cpu().double()
+        a = a + (total - (effects.mT @ jacobian) @ response).sum(0).cpu().double()
     a, c = a.numpy(), c.numpy()
     ridge = 1e-6 * np.trace(c) / len(c) * np.eye(len(c))
     residuals, vectors = scipy.linalg.eigh((a + a.T) / 2, c + ridge)

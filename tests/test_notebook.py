@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from types import SimpleNamespace
 
 import pytest
 from nbclient import NotebookClient
@@ -188,9 +187,3 @@ def test_results_of_the_last_cell_appear_in_the_first() -> None:
     assert "0.8100 [0.8000, 0.8200]" in output.data["text/plain"]
     assert "text/html" in output.data
     assert "when the run ends" not in str(book.cells[0].outputs)
-
-
-def test_device_name(monkeypatch) -> None:
-    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "GPU 9000")
-    monkeypatch.setattr(notebook.torch, "cuda", cuda)
-    assert notebook.device_name() == "GPU 9000"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
+from e2e_utils.machine import available_cores
 from e2e_utils.profiles import PROFILES, SOURCES
 from tools.pdf_book import update_book
 from tools.provenance import (
@@ -168,13 +169,6 @@ def concurrent_notebooks(n_jobs: int, cores: int, memory: int, gpus: int) -> int
 def available_memory() -> int:
     """Bytes of memory of this machine (POSIX)."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which a batch system can limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def count_gpus() -> int:

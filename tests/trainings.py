@@ -1,0 +1,176 @@
+"""Every training loop of the notebooks on a few toy events, for tests of machines.
+
+``TRAININGS[name](folder)`` is a notebook's module and a function that trains and returns weights
+and buffers by name.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import torch
+
+from e2e_utils.machine import launched_processes
+from e2e_utils.notebook import load_definitions
+from e2e_utils.seeds import seed_everything
+from tests import (
+    test_common_task1,
+    test_task2a_higgs_transformer,
+    test_task2b_superres_gan,
+    test_task2c_sparse_vae,
+    test_task2d_diffusion,
+    test_task2e_mass_regression,
+    test_task2g_ssl_vit,
+    test_task2h_graph_jets,
+    test_task2i_foundation,
+)
+
+Weights = Mapping[str, np.ndarray | torch.Tensor]
+Training = tuple[ModuleType, Callable[[], Weights]]
+
+
+def notebook_of(module: ModuleType, folder: Path, *arguments: object) -> ModuleType:
+    """What the fixture ``notebook`` of a test file gives."""
+    return inspect.unwrap(module.notebook)(folder, *arguments)
+
+
+def electron_photon(folder: Path) -> Training:
+    notebook = notebook_of(test_common_task1, folder)
+    config = replace(notebook.CONFIGS["smoke"], epochs=2, batch_size=32)
+    rows = notebook.splits.train[:128]
+    return notebook, lambda: notebook.train_arm("a", "resnet", rows, config, 0)[1]
+
+
+def higgs(folder: Path, arm: str = "scratch") -> Training:
+    notebook = notebook_of(test_task2a_higgs_transformer, folder)
+    job = notebook.Job(arm, 256, 0, notebook.Schedule(2, 64, 3e-3, rounds=2))
+    return notebook, lambda: notebook.run_job(job)[1]
+
+
+def super_resolution(folder: Path) -> Training:
+    jets = test_task2b_superres_gan.toy_jets(32)
+    module = test_task2b_superres_gan
+    notebook = load_definitions("task2b_superres_gan")
+    notebook.dataset, notebook.y = module.ToyDataset(jets), np.arange(32) % 2
+    notebook.splits = module.split(notebook.y, seed=0)
+    notebook.run = SimpleNamespace(directory=folder)
+    config = replace(notebook.CONFIGS["smoke"], batch_size=4, patches=8)
+
+    def train() -> Weights:
+        seed_everything(0)
+        model = notebook.Generator(width=16)
+        notebook.train("a", model, np.arange(16), config, 0, 1, 3e-3, 0.1)
+        return model.state_dict()
+
+    return notebook, train
+
+
+def sparse(folder: Path, classes: bool = False) -> Training:
+    notebook = notebook_of(test_task2c_sparse_vae, folder, test_task2c_sparse_vae.toy_jets(150))
+    schedule = notebook.Schedule(2, 16)
+    if not classes:
+        return notebook, lambda: notebook.pretrain("sparse", 0, schedule, 0.1, 8, 64).weights
+
+    def train() -> Weights:
+        seed_everything(0)
+        model = notebook.Classifier(notebook.Encoder(True, 8))
+        return notebook.classify("a", model, schedule, 0).weights
+
+    return notebook, train
+
+
+def generators(folder: Path, arm: str) -> Training:
+    notebook = load_definitions("task2d_diffusion")
+    inspect.unwrap(test_task2d_diffusion.trained)(notebook, folder)
+    rows, held_out = notebook.splits.train, notebook.splits.validation
+    schedule = notebook.Schedule(2, 8 // launched_processes(), 1e-3)
+
+    def train() -> Weights:
+        seed_everything(0)
+        model = notebook.NETWORKS[arm]()
+        if arm == "gan":
+            notebook.train_gan("a", model, schedule, 0, rows)
+        else:
+            notebook.train("a", arm, model, schedule, 0, rows, held_out)
+        return model.state_dict()
+
+    return notebook, train
+
+
+def mass(folder: Path) -> Training:
+    notebook = notebook_of(test_task2e_mass_regression, folder)
+    config = replace(notebook.CONFIGS["smoke"], epochs=2, batch_size=8)
+    rows, check = notebook.splits.train[:32], notebook.splits.validation
+    job = ("a", "all channels", notebook.dataset, rows, check, config, 0)
+    return notebook, lambda: notebook.train_arm(*job)[1]
+
+
+def self_supervision(folder: Path, labels: bool = False) -> Training:
+    notebook = notebook_of(test_task2g_ssl_vit, folder)
+    notebook.CONFIG = replace(
+        notebook.CONFIG, rounds=2, updates={1.0: 4}, batch_size=8, pretraining_batch=8
+    )
+    if labels:
+        return notebook, lambda: notebook.finetune_job(notebook.Job("scratch", 1.0, 0, 1e-3))[1]
+    job = ("a", "resnet", "vicreg", np.arange(40), notebook.Augmentation(), 2, 0)
+    return notebook, lambda: notebook.pretrain_job(*job)[1]
+
+
+def graphs(folder: Path, arm: str) -> Training:
+    notebook = notebook_of(test_task2h_graph_jets, folder)
+    job = notebook.Job(arm, 0, notebook.Schedule(2, 16, 3e-3), jets=64)
+    return notebook, lambda: notebook.run_job(job)[1]
+
+
+def foundation(folder: Path, arm: str) -> Training:
+    notebook = notebook_of(test_task2i_foundation, folder)
+    return notebook, lambda: notebook.run_job(notebook.Job(arm, 0, 2))[1]
+
+
+def symmetry(folder: Path, chart: bool = False) -> Training:
+    notebook = load_definitions("task2j_symmetry")
+    notebook.run, notebook.latent_dim = SimpleNamespace(directory=folder), 6
+    images = torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=torch.manual_seed(0))
+    schedule = notebook.Schedule(6, 8, rounds=2)
+
+    def train() -> Weights:
+        if not chart:
+            return notebook.train_vae("a", 4, images, images[:16], schedule)[1]
+        seed_everything(0)
+        z = torch.randn(64, 6).to(notebook.DEVICE)
+
+        def loss(model: torch.nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+            x = z[notebook.draw(64, 8, generator)]
+            return notebook.chart_terms(model, x, x.flip(1), torch.ones_like(x[:, 0]), x.var())
+
+        model = notebook.Chart(6)
+        notebook.train("a", model, loss, schedule, 0)
+        return notebook.arrays(model)
+
+    return notebook, train
+
+
+TRAININGS: dict[str, Callable[[Path], Training]] = {
+    "common task 1": electron_photon,
+    "2a": higgs,
+    "2b": super_resolution,
+    "2c autoencoder": sparse,
+    "2c classifier": lambda folder: sparse(folder, classes=True),
+    "2d stage one": lambda folder: generators(folder, "totals"),
+    "2d diffusion": lambda folder: generators(folder, "diffusion"),
+    "2d VAE": lambda folder: generators(folder, "vae"),
+    "2d GAN": lambda folder: generators(folder, "gan"),
+    "2e": mass,
+    "2g pre-training": self_supervision,
+    "2g fine-tuning": lambda folder: self_supervision(folder, labels=True),
+    "2h dynamic edges": lambda folder: graphs(folder, "dynamic edges"),
+    "2h pair attention": lambda folder: graphs(folder, "pair attention"),
+    "2h CNN": lambda folder: graphs(folder, "cnn"),
+    "2i masked": lambda folder: foundation(folder, "masked"),
+    "2i distilled": lambda folder: foundation(folder, "distilled"),
+    "2j autoencoder": symmetry,
+    "2j chart": lambda folder: symmetry(folder, chart=True),
+}
