@@ -30,7 +30,7 @@ FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "
 help:  ## this text
 	@echo "usage: make <target> [PROFILE=quick|standard|full] [DATA_SOURCE=auto|official|standin]"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  <task>      one task: data, executed notebook, weights and PDF in build/PROFILE/<task>/"
 	@for task in $(TASKS); do echo "                $$task"; done

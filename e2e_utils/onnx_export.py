@@ -10,7 +10,9 @@ import onnxruntime
 import torch
 from torch import nn
 
+from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
+from e2e_utils.machine import available_cores
 
 OPSET = 17
 Batch = torch.Tensor | np.ndarray
@@ -59,11 +61,22 @@ def export_onnx(
         model.train(training)
 
 
-def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSession:
-    """ONNX Runtime session on the CPU."""
+def open_session(path: str | Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """ONNX Runtime session on the CPU, with as many threads as there are cores for this process.
+
+    Left to itself it starts one for every core of the machine, allowed or not. Raises InputError
+    for a file that is no model.
+    """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise InputError(
+            f"{path}: expected an ONNX model, found {' '.join(str(error).split())[:120]}; "
+            "export it again"
+        ) from error
 
 
 @torch.no_grad()
@@ -78,7 +91,7 @@ def check_parity(
     Give physical inputs of several batch sizes. Raises ValueError above ``tolerance`` or where a
     shape differs.
     """
-    session = open_session(path)
+    session = open_session(path, threads=1)
     names = [entry.name for entry in session.get_inputs()]
     training, worst = model.training, 0.0
     model.eval()

@@ -1694,7 +1694,7 @@ for name, point in exports.items():
     export_onnx(graph, torch.from_numpy(batches[1]), path, ["x"], ["probability"],
                 {**card, "kind": "binary_classification", "data_source": dataset.source})  # fmt: skip
     apart = check_parity(graph, path, batches)
-    session = open_session(path)
+    session = open_session(path, threads=1)
     apart = max(apart, float(np.abs(session.run(None, {"x": batches[2]})[0] - plain.numpy()).max()))
     assert apart < 1e-3
     ms = milliseconds(lambda s=session: s.run(None, {"x": batches[0]}))

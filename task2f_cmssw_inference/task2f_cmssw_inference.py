@@ -77,6 +77,7 @@ from e2e_utils import paths, plotting
 from e2e_utils.checkpoints import load_weights, read_card
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import CLASSIFIER_METRICS, evaluate, metric_entry
+from e2e_utils.machine import available_cores
 from e2e_utils.metrics import paired_bootstrap, roc_auc
 from e2e_utils.notebook import (
     load_definitions,
@@ -426,8 +427,8 @@ for version, reason in missing.items():
 #   constant row.
 
 # %%
-session = open_session(model_path)
-mirrored = open_session(run.directory / "mirror_average.onnx")
+session = open_session(model_path, threads=1)
+mirrored = open_session(run.directory / "mirror_average.onnx", threads=1)
 
 
 def in_engine(session: object, x: torch.Tensor) -> np.ndarray:
@@ -855,9 +856,9 @@ def processor() -> str:
     return names[0] if names and names[0] != "unknown" else platform.machine()
 
 
-hardware = (
-    f"{processor()}, {os.cpu_count()} cores, load average at the end {os.getloadavg()[0]:.1f}"
-)
+hardware = f"{processor()}, {available_cores()} cores"
+if hasattr(os, "getloadavg"):
+    hardware += f", load average at the end {os.getloadavg()[0]:.1f}"
 print("hardware:", hardware)
 display(timings.drop(columns=["low", "high"]).set_index("ONNX Runtime").round(3))
 

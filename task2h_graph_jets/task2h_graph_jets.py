@@ -1505,7 +1505,7 @@ for name, networks in exports.items():
     path = run.directory / f"{name}.onnx"
     export_onnx(graph, torch.from_numpy(batches[1]), path, ["x"], ["probability"],
                 {**card, "kind": "binary_classification", "data_source": dataset.source})  # fmt: skip
-    sessions[name] = open_session(path)
+    sessions[name] = open_session(path, threads=1)
     print(
         f"{path.name}: largest difference to PyTorch {check_parity(graph, path, batches, TOLERANCE):.1e}"
     )

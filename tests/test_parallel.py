@@ -1,10 +1,12 @@
 import os
+import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from e2e_utils import parallel
+from e2e_utils import machine, parallel
 from e2e_utils.parallel import side_by_side, worker_count
 
 needs_fork = pytest.mark.skipif(
@@ -55,10 +57,38 @@ def test_an_exception_of_a_job_is_raised(two_workers):
         side_by_side(lambda x: 1 / x, [(1,), (0,)])
 
 
-def test_one_thread_or_a_gpu_means_one_after_another(monkeypatch):
+@needs_fork
+def test_a_killed_process_is_an_error_and_no_endless_wait(two_workers):
+    with pytest.raises(RuntimeError, match=r"killed \(out of memory\?\).*OMP_NUM_THREADS=1"):
+        side_by_side(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n else 0, [(0,), (1,)])
+
+
+def test_one_after_another_where_processes_would_be_in_the_way(monkeypatch):
+    def alone() -> bool:
+        return side_by_side(lambda _: os.getpid(), [(1,), (1,)]) == [os.getpid()] * 2
+
+    for name in machine.WORLD_SIZES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(parallel, "available_cores", lambda: 4)
+    monkeypatch.setattr(parallel, "pick_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert worker_count(5) == 1
-    assert side_by_side(lambda x: os.getpid() * x, [(1,), (1,)]) == [os.getpid()] * 2
+    assert alone()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert worker_count(5) == 1
+    if hasattr(os, "fork") and sys.platform != "darwin":
+        assert worker_count(5) == 4
+        assert worker_count(3) == 3
+    for device in ("cuda", "mps"):
+        with monkeypatch.context() as patch:
+            patch.setattr(parallel, "pick_device", lambda device=device: torch.device(device))
+            assert alone()
+    with monkeypatch.context() as patch:  # a launcher has started a process for every core
+        patch.setenv("WORLD_SIZE", "2")
+        assert alone()
+    with monkeypatch.context() as patch:  # forks of macOS's frameworks hang
+        patch.setattr(sys, "platform", "darwin")
+        assert alone()
+
+
+def test_without_an_affinity_of_processes(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS, Windows
+    assert worker_count(5) >= 1

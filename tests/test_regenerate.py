@@ -206,7 +206,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"distributed.cli.{module}", *arguments, *common],
                 cwd=tmp_path,
-                env=os.environ | {"WORKER_NAME": arguments[-1]},
+                env=os.environ | {"E2E_WORKER_NAME": arguments[-1]},
                 stderr=subprocess.DEVNULL,
             )
             stack.enter_context(process)
@@ -230,7 +230,7 @@ def test_notebooks_run_on_the_workers_of_a_scheduler_elsewhere(
     root = tmp_path / "repository"
     # Each notebook waits for the other one: they pass only if both run at the same time.
     code = (
-        "(folder / 'worker.csv').write_text(os.environ['WORKER_NAME'])\n"
+        "(folder / 'worker.csv').write_text(os.environ['E2E_WORKER_NAME'])\n"
         "other = run_directory('smoke', 'task_{}') / 'worker.csv'\n"
         "while not other.is_file():\n    time.sleep(0.1)\n"
     )

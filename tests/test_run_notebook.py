@@ -1,6 +1,5 @@
 """Executing a percent script: parameters, provenance, skipping, failures, clean outputs."""
 
-import fcntl
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from fake_project import make_project
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.locks import locked
 from tools import run_notebook
 from tools.notebook_outputs import clean_outputs, clean_text, merge_carriage_returns
 from tools.provenance import data_state, read_json, run_key, stale_reason
@@ -49,9 +49,9 @@ print("a warning", file=sys.stderr)
 # %%
 import json
 
-folder = Path(os.environ["RUN_FOLDER"])
+folder = Path(os.environ["E2E_RUN_FOLDER"])
 (folder / "model.onnx").write_bytes(b"weights")
-(folder / "metrics.json").write_text(os.environ["METRICS"])
+(folder / "metrics.json").write_text(os.environ["E2E_METRICS"])
 display(Markdown("| AUC |\\n|---|\\n| 0.8 |"), display_id="results", update=True);
 """
 METRICS = {
@@ -78,8 +78,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_project(tmp_path, monkeypatch)
     write_script(SCRIPT)
     folder = paths.run_directory("smoke", TASK)
-    monkeypatch.setenv("RUN_FOLDER", str(folder))
-    monkeypatch.setenv("METRICS", json.dumps(METRICS))
+    monkeypatch.setenv("E2E_RUN_FOLDER", str(folder))
+    monkeypatch.setenv("E2E_METRICS", json.dumps(METRICS))
     return folder
 
 
@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in error.splitlines()[-1]
-    assert {path.name for path in log.parent.iterdir()} == {"run.log", "state_key"}
+    assert {path.name for path in log.parent.iterdir()} == {".lock", "run.log", "state_key"}
 
 
 def test_a_resumed_run_counts_the_seconds_of_earlier_starts(folder: Path) -> None:
@@ -194,11 +194,8 @@ def test_a_resumed_run_counts_the_seconds_of_earlier_starts(folder: Path) -> Non
 
 
 def test_two_runs_of_one_notebook_exclude_each_other(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    with (folder / "run.log").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="no other run"):
-            run(TASK, "smoke")
+    with locked(folder / ".lock"), pytest.raises(InputError, match="no other run"):
+        run(TASK, "smoke")
 
 
 def test_the_key_covers_everything_that_results_depend_on(

@@ -23,6 +23,7 @@ from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.machine import available_cores
 from e2e_utils.profiles import PROFILES, SOURCES
+from tools.kernel_variables import kernel_variables
 from tools.pdf_book import update_book
 from tools.provenance import (
     check_task,
@@ -143,14 +144,10 @@ def run_stage(command: list[str], folder: str, environment: dict[str, str]) -> t
     from distributed import secede
 
     secede()
-    environment = os.environ | environment
-    # Dask has its workers return freed memory at once. A training, which allocates the same
-    # tensors in every step, would then spend a third of its time on page faults.
-    environment.pop("MALLOC_TRIM_THRESHOLD_", None)
     process = subprocess.run(
         command,
         cwd=folder,
-        env=environment,
+        env=kernel_variables(os.environ) | environment,
         capture_output=True,
         text=True,
         check=False,

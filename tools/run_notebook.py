@@ -5,7 +5,6 @@ data and the parameters are those of the finished run in build/<profile>/<task>/
 """
 
 import argparse
-import fcntl
 import os
 import re
 import signal
@@ -18,10 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from filelock import Timeout
+
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import remove, reporting_full_disk, write_json, write_text
+from e2e_utils.locks import locked
 from e2e_utils.profiles import PROFILES, SOURCES
+from tools.kernel_variables import kernel_variables
 from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, strip_ansi
 from tools.provenance import (
     check_task,
@@ -97,16 +100,18 @@ def run(
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[TextIO]:
-    """run.log, locked: a second run of the same notebook raises InputError."""
-    with (folder / "run.log").open("a", encoding="utf-8", buffering=1) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{display_path(folder)}: expected no other run of this notebook, found one; "
-                "wait for its end"
-            ) from error
-        yield stream
+    """run.log; a second run of the same notebook raises InputError."""
+    try:
+        with (
+            locked(folder / ".lock", wait=False),
+            (folder / "run.log").open("a", encoding="utf-8", buffering=1) as stream,
+        ):
+            yield stream
+    except Timeout as error:
+        raise InputError(
+            f"{display_path(folder)}: expected no other run of this notebook, found one; "
+            "wait for its end"
+        ) from error
 
 
 def conclude(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> None:
@@ -233,13 +238,16 @@ def kernel_folder() -> Iterator[Path]:
 
 
 def kernel_environment(parameters: dict[str, str]) -> dict[str, str]:
-    """Environment of the kernel: the caller's, with the notebook's parameters."""
-    environment = {**os.environ, **parameters, "PYTHONHASHSEED": "0"}
+    """Environment of the kernel: what it needs of the caller's, and the notebook's parameters."""
+    environment = {
+        "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # what Apple's GPU cannot do, the CPU does
+        **kernel_variables(os.environ),
+        **parameters,
+        "PYTHONHASHSEED": "0",
+    }
     # The modules of this checkout, whatever else is installed.
     path = [str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
-    environment.pop("MPLBACKEND", None)  # "Agg" there would leave the notebook without figures
-    environment.pop("JPY_PARENT_PID", None)
     return environment
 
 

@@ -9,10 +9,9 @@ import argparse
 import importlib
 from pathlib import Path
 
-import onnxruntime
-
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
+from e2e_utils.onnx_export import open_session
 from e2e_utils.profiles import PROFILES
 from tools.provenance import check_task, display_path
 
@@ -50,19 +49,6 @@ def find_model(task: str, model: str | None = None) -> Path:
     )
 
 
-def open_model(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """ONNX Runtime session on the CPU; raises InputError for a file that is no model."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise InputError(
-            f"{path}: expected an ONNX model, found {' '.join(str(error).split())[:120]}; "
-            "export it again"
-        ) from error
-
-
 def score(
     task: str,
     data: str,
@@ -79,7 +65,7 @@ def score(
     out = out or paths.BUILD / "score" / f"{task}_{path.stem}.csv"
     if out.suffix not in SUFFIXES:
         raise InputError(f"{out}: expected a name that ends in .csv or .parquet; change OUT=...")
-    session = open_model(path)
+    session = open_session(path)
     card = session.get_modelmeta().custom_metadata_map
     kind = card.get("kind", CLASSIFICATION)
     if kind not in KINDS:

@@ -6,7 +6,6 @@ so that workers on other machines need no common disk.
 """
 
 import errno
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -23,6 +22,8 @@ from tqdm import tqdm
 
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path, remove
+from e2e_utils.locks import locked
+from e2e_utils.machine import available_cores
 
 if TYPE_CHECKING:
     from dask.distributed import Client
@@ -56,9 +57,7 @@ def workplace(folder: Path, need_bytes: int) -> Iterator[None]:
     """
     directory = folder.parent
     directory.mkdir(parents=True, exist_ok=True)
-    lock_path = directory / f"{folder.name}.lock.part"
-    with lock_path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(directory / f".{folder.name}.lock"):
         try:
             free = shutil.disk_usage(directory).free
             if free < need_bytes:
@@ -70,8 +69,6 @@ def workplace(folder: Path, need_bytes: int) -> Iterator[None]:
             if is_disk_full(error):
                 raise full_disk(directory, need_bytes) from error
             raise
-        finally:
-            remove(lock_path)
 
 
 def full_disk(directory: Path, need_bytes: int) -> InputError:
@@ -106,15 +103,17 @@ def dask_client(scheduler: str | None, tasks: int) -> Iterator["Client"]:
         with Client(scheduler) as client:
             yield client
         return
-    with no_main_module():
-        cluster = LocalCluster(
-            n_workers=min(len(os.sched_getaffinity(0)), tasks),
+    with (
+        no_main_module(),  # all the time: a worker that was killed is started again
+        LocalCluster(
+            n_workers=min(available_cores(), tasks),
             threads_per_worker=1,
             processes=True,
             dashboard_address=":0",
             silence_logs=logging.ERROR,
-        )
-    with cluster, Client(cluster) as client:
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 
