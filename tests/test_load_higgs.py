@@ -1,17 +1,15 @@
 """HIGGS tables: official schema, other separators, the cache, and every broken file's error."""
 
 import gzip
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data.calibration import higgs as calibration_higgs
 from data.catalog import dataset as catalog_dataset
-from data.loaders import higgs, load_higgs, prepare
+from data.loaders import higgs, load_higgs
 from data.readers import event_tables
 from e2e_utils import paths
 from e2e_utils.errors import InputError
@@ -112,14 +110,6 @@ def test_last_line_may_lack_its_newline(write, events, data_folder) -> None:
     assert len(load_higgs(path=path)) == 60
 
 
-def test_several_files_are_one_sample(write, events, data_folder) -> None:
-    paths_ = [write("a.csv", events[:25]), write("b.csv.gz", events[25:])]
-    dataset = load_higgs(path=",".join(map(str, paths_)))
-    np.testing.assert_array_equal(dataset.features, events[:, 1:].astype(np.float32))
-    assert dataset.fingerprint == load_higgs(path=write("c.csv", events)).fingerprint
-    assert dataset.fingerprint != load_higgs(path=paths_[::-1]).fingerprint
-
-
 def test_official_file_is_read_up_to_the_limit_only(
     write, events, data_folder, monkeypatch, capsys
 ) -> None:
@@ -136,35 +126,6 @@ def test_official_file_is_read_up_to_the_limit_only(
         assert dataset.source == "official"
         np.testing.assert_array_equal(dataset.features, events[:size, 1:].astype(np.float32))
     assert "official events (HIGGS.csv.gz)" in capsys.readouterr().out
-
-
-def test_cache_is_built_once_and_follows_the_content(
-    write, events, data_folder, monkeypatch
-) -> None:
-    path = write("a.csv", events)
-    first = load_higgs(path=path)
-    monkeypatch.setattr(event_tables, "_parse", None)  # reading again would fail
-    assert load_higgs(path=path).fingerprint == first.fingerprint
-    monkeypatch.undo()
-    write("a.csv", events[:-1])
-    assert load_higgs(path=path).fingerprint != first.fingerprint
-
-
-def test_stand_in_is_made_where_the_official_file_is_missing(
-    write, events, data_folder, monkeypatch
-) -> None:
-    wanted = []
-
-    def generate(n_events, directory):
-        wanted.append((n_events, directory))
-        return write("standin.csv.gz", events)
-
-    monkeypatch.setitem(sys.modules, "data.simulate.higgs", SimpleNamespace(generate=generate))
-    assert load_higgs(profile="smoke").source == "standin"
-    assert "simulated stand-in events" in prepare(TASK, "quick", "auto")
-    assert wanted == [(2200, paths.STANDIN), (22000, paths.STANDIN)]
-    with pytest.raises(InputError, match="make data DATA_SOURCE=official"):
-        load_higgs("official")
 
 
 def test_real_rows_are_read() -> None:
@@ -240,18 +201,6 @@ def test_empty_file(tmp_path, data_folder, content) -> None:
     path.write_text(content)
     with pytest.raises(InputError, match=r"a\.csv: .*expected .*, found an empty"):
         load_higgs(path=path)
-
-
-def test_missing_file(tmp_path, data_folder) -> None:
-    with pytest.raises(InputError, match="expected a table of events, found no file"):
-        load_higgs(path=tmp_path / "none.csv")
-
-
-def test_one_class_only(write, events, data_folder) -> None:
-    path = write("a.csv", events[events[:, 0] == 1])
-    with pytest.raises(InputError, match="found only label 1"):
-        load_higgs(path=path)
-    assert set(load_higgs(path=path, require_both_classes=False).y) == {1}
 
 
 def test_damaged_store_says_what_to_do(write, events, data_folder) -> None:

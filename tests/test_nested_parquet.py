@@ -8,7 +8,6 @@ import pytest
 from data.readers.nested_parquet import (
     check_parquet,
     dense,
-    has_column,
     iter_columns,
     name_of,
     nested,
@@ -45,7 +44,7 @@ def test_layout_is_that_of_lists_of_lists(images) -> None:
 @pytest.mark.parametrize("chunk", [1, 4, 50])
 def test_any_row_groups_give_the_same_rows(write, images, row_group, chunk) -> None:
     path = write(row_group)
-    assert check_parquet(path, KEYS) == 23
+    assert check_parquet(path, KEYS) == (23, KEYS)
     for n_events in (None, 1, 7, 23, 99):
         chunks = list(iter_columns(path, KEYS, n_events, chunk))
         assert max(len(part["y"]) for part in chunks) <= chunk
@@ -58,10 +57,37 @@ def test_any_row_groups_give_the_same_rows(write, images, row_group, chunk) -> N
     assert chunks[0]["X"].dtype == np.float32
 
 
+def test_first_layout_that_fits(write) -> None:
+    more, other = {**KEYS, "pt": KEYS["y"]}, {"X": KEYS["X"], "z": KEYS["y"]}
+    assert check_parquet(write(), more, KEYS) == (23, KEYS)
+    assert check_parquet(write(pt=np.ones(23)), more, KEYS) == (23, more)
+    with pytest.raises(InputError, match="'pt', found X, y"):
+        check_parquet(write(), more, other)
+
+
+def test_any_number_of_channels(write, images) -> None:
+    keys = {"X": {"shape": [-1, -1, 4, 5]}}
+    for channels in (1, 3):
+        (part,) = iter_columns(write(X=nested(images[:, :channels])), keys)
+        np.testing.assert_array_equal(part["X"], images[:, :channels])
+
+
+def test_more_row_groups_than_the_format_can_number(tmp_path) -> None:
+    """A row group's ordinal has 16 bits; official files have up to 150,327 groups."""
+    n = 2**15 + 500
+    table = pa.table({"y": np.arange(float(n))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1, write_statistics=False)
+    keys = {"y": KEYS["y"]}
+    assert check_parquet(tmp_path / "a.parquet", keys)[0] == n
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        assert file.num_row_groups == n
+    for stop in (None, 2**15 + 1):
+        parts = [part["y"] for part in iter_columns(tmp_path / "a.parquet", keys, stop)]
+        np.testing.assert_array_equal(np.concatenate(parts), np.arange(stop or n))
+
+
 def test_open_files_are_read_too(write, images) -> None:
     with write().open("rb") as stream:
-        assert has_column(stream, "X")
-        assert not has_column(stream, "z")
         (part,) = iter_columns(stream, KEYS)
         assert name_of(stream).endswith("a.parquet")
     np.testing.assert_array_equal(part["X"], images)
@@ -92,9 +118,11 @@ def test_wrong_columns_types_and_shapes_are_refused(write, images) -> None:
     assert "shape (2, 4, 5)" in refusal(write(), (2, 4, 5))
     ragged = images.astype(float).tolist()
     ragged[17][2][3].pop()
-    assert "between event 0 and 22" in refusal(write(X=pa.array(ragged)))
-    ragged[17] = None
-    assert "another between" in refusal(write(X=pa.array(ragged)))
+    assert "another in event 17" in refusal(write(X=pa.array(ragged)))
+    assert "another in event 17" in refusal(write(X=pa.array(ragged)), (-1, 4, 5))
+    for broken in (None, [], [None] * 3, [[None] * 4] * 3, [[[None] * 5] * 4] * 3):
+        ragged[17] = broken
+        assert "another in event 17" in refusal(write(X=pa.array(ragged)))
 
 
 def test_nan_infinity_and_missing_values_are_refused(write, images) -> None:

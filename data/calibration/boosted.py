@@ -20,7 +20,7 @@ from data.loaders import load_jets8, load_top_mass
 from data.loaders.jets8 import CHANNELS, CLASSES, Jets8Dataset
 from data.loaders.top_mass import TopMassDataset
 from data.readers.nested_parquet import iter_columns, nested
-from data.simulate import jets8
+from data.simulate import jets8, top_gun
 from e2e_utils.errors import command_line
 from e2e_utils.paths import STANDIN
 from e2e_utils.sparse_images import SparseImages
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--tops", type=int, default=6000, help="stand-in tops to compare")
     parser.add_argument("--jets", type=int, default=10500, help="jets of tasks 2c, 2d, 2g, 2i")
     arguments = parser.parse_args()
-    tops = load_top_mass("standin", max_events=arguments.tops)
+    tops = load_top_mass(path=top_gun.generate(arguments.tops))
     shapes = shapes_of(tops.images)
     draw_tops(tops, shapes)
     text = top_table(tops, Moments(tops.images), shapes)

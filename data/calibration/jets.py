@@ -20,6 +20,7 @@ from data.catalog import dataset
 from data.loaders import load_quark_gluon
 from data.loaders.jets import CHANNELS, JetDataset
 from data.readers.nested_parquet import nested
+from data.simulate.jets import generate
 from e2e_utils.errors import command_line
 from e2e_utils.jet_resolution import low_resolution
 
@@ -215,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--events", type=int, default=6000, help="stand-in jets to compare")
     arguments = parser.parse_args()
-    jets = load_quark_gluon("standin", max_events=arguments.events)
+    jets = load_quark_gluon(path=generate(arguments.events))
     shapes = shapes_of(jets)
     draw_shapes(jets, shapes)
     draw_images(jets)

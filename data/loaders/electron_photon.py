@@ -1,8 +1,6 @@
 """Electrons and photons in the ECAL barrel, as sparse images."""
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,25 +8,29 @@ import numpy as np
 
 from data.catalog import dataset
 from data.loaders.common import (
-    SOURCE_WORDS,
-    STORE_VERSION,
+    File,
     LoadedDataset,
-    as_paths,
-    catalog_files,
+    Paths,
+    binary_labels,
+    check_both_classes,
+    described,
+    source_files,
 )
-from data.readers.hdf5 import check_images_file, iter_images, read_labels
+from data.loaders.stores import Chunk, Part, stored
+from data.readers.hdf5 import check_images_file, iter_columns
 from e2e_utils import paths
 from e2e_utils.errors import InputError
-from e2e_utils.files import sha256
 from e2e_utils.sparse_images import SparseImages
 
+SHAPE = (2, 32, 32)
+CLASSES = ("photon", "electron")
 FRESH_SEED = 20250304  # of the stand-in events that no training sees
 
 
 def load_electron_photon(
     source: str = "auto",
     profile: str = "quick",
-    path: str | Path | Sequence[str | Path] | None = None,
+    path: Paths | None = None,
     require_both_classes: bool = True,
     fresh: bool = False,
 ) -> "EventDataset":
@@ -37,53 +39,48 @@ def load_electron_photon(
     ``source``: "official", "standin" (simulated now if missing) or "auto", the official files if
     they are on disk and the stand-in otherwise. ``profile`` limits the number of events. ``path``
     reads all events of other files with the official schema instead: one file or several (a list,
-    or one string with commas), each of one class or of both. ``fresh``: stand-in events that no
-    training of common_task1 has seen (simulated with another seed); of the official files there are
-    no others, their user takes the test part of the split.
+    or one string with commas), each of one class or of both, also URLs. ``fresh``: stand-in events
+    that no training of common_task1 has seen (simulated with another seed); of the official files
+    there are no others, their user takes the test part of the split.
 
     The events come in the order of the files, class after class: split them with
     ``e2e_utils.splits``, which shuffles. Raises InputError for unusable files and, unless
     ``require_both_classes`` is false, for events of one class only.
     """
     catalog = dataset("electron_photon")
-    if path is None:
-        simulate = _simulate_fresh if fresh else _simulate
-        source, files, n_events = catalog_files(catalog, source, profile, simulate)
-        limit = n_events // 2
-        labels = [entry["label"] for entry in catalog["file"]]
-    else:
-        source, files, limit = "file", as_paths(path), None
-        labels = [None] * len(files)
-    keys = catalog["file"][0]["keys"]
-    lengths = [check_images_file(file, keys) for file in files]
-    if limit is not None:  # balanced, also where one file is shorter
-        lengths = [min(limit, *lengths)] * len(files)
-    y = [read_labels(file, "y", n) for file, n in zip(files, lengths, strict=True)]
-    for file, label, file_y in zip(files, labels, y, strict=True):
-        if label is not None and (file_y != label).any():
-            raise InputError(
-                f"{file}: expected label {label} for every event, found {1 - label}; "
-                "the two files may be swapped, fetch them again (make data)"
-            )
-    y = np.concatenate(y)
-    if require_both_classes and len(np.unique(y)) < 2:
-        names = ", ".join(map(str, files))
-        raise InputError(
-            f"{names}: expected photons (0) and electrons (1), found only label {y[0]}; "
-            "give a file of the other class too"
-        )
-    fingerprint = _fingerprint(files, lengths)
-    images = _cached_images(files, lengths, fingerprint)
+    simulate = _simulate_fresh if fresh else _simulate
+    with source_files(catalog, source, profile, path, simulate) as (source, files, limit):
+        keys = catalog["file"][0]["keys"]
+        lengths = [check_images_file(file, keys) for file in files]
+        of_file: dict[File, int] = {}  # the only label of a file
+        if limit is not None:
+            of_file = {
+                file: entry["label"] for file, entry in zip(files, catalog["file"], strict=True)
+            }
+            lengths = [min(limit // 2, *lengths)] * len(files)  # balanced, also if one is shorter
+
+        def events(part: Part) -> Iterator[Chunk]:
+            for chunk in iter_columns(part.file, "X", ["y"], part.rows):
+                y = binary_labels(part.file, "y", chunk["y"], CLASSES)
+                _check_class(part.file, y, of_file.get(part.file))
+                yield {"images": chunk["X"], "y": y}
+
+        parts = [Part(file, rows, keys) for file, rows in zip(files, lengths, strict=True)]
+        store = stored("electron_photon", parts, events, SHAPE, ["y"])
+    y = store.numbers["y"]
+    if require_both_classes:
+        check_both_classes(y, files, CLASSES)
     n_photon, n_electron = np.bincount(y, minlength=2)
-    names = [file.name for file in files]
-    description = (
-        f"{n_photon:,} photons and {n_electron:,} electrons, {SOURCE_WORDS[source]} "
-        f"({', '.join(names)})"
-    )
-    print(f"Data: {description}")
-    return EventDataset(
-        images, y, source=source, fingerprint=fingerprint, description=description, files=names
-    )
+    what = f"{n_photon:,} photons and {n_electron:,} electrons"
+    return EventDataset(store.images, y, **described(source, files, store.fingerprint, what))
+
+
+def _check_class(file: File, y: np.ndarray, label: int | None) -> None:
+    if label is not None and (y != label).any():
+        raise InputError(
+            f"{file}: expected label {label} for every event, found {1 - label}; "
+            "the two files may be swapped, fetch them again (make data)"
+        )
 
 
 def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
@@ -98,22 +95,6 @@ def _simulate_fresh(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
 
     n_events = catalog["fresh_events"][profile]
     return generate(n_events, paths.STANDIN / "fresh", seed=FRESH_SEED), n_events
-
-
-def _fingerprint(files: Sequence[Path], lengths: Sequence[int]) -> str:
-    """16 hex digits that change with the content of the files, their order and the limits."""
-    content = [STORE_VERSION, [sha256(file) for file in files], list(lengths)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _cached_images(files: Sequence[Path], lengths: Sequence[int], fingerprint: str) -> SparseImages:
-    folder = paths.CACHE / fingerprint
-    if not folder.is_dir():
-        sources = zip(files, lengths, strict=True)
-        SparseImages.from_chunks(
-            (chunk for file, n in sources for chunk in iter_images(file, "X", n)), folder
-        )
-    return SparseImages.open(folder)
 
 
 @dataclass(frozen=True)

@@ -10,63 +10,51 @@ import numpy as np
 
 from data.catalog import dataset
 from data.loaders.common import (
-    SOURCE_WORDS,
-    STORE_VERSION,
+    File,
     LoadedDataset,
-    as_paths,
-    catalog_files,
+    Paths,
+    check_both_classes,
+    described,
+    source_files,
 )
+from data.loaders.stores import STORE_VERSION
 from data.readers.event_tables import build_store, open_store
+from data.readers.remote_file import RemoteFile
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 
 LOW_LEVEL = 21  # of the 28 HIGGS features: measured momenta and b-tags; the others are masses
+CLASSES = ("background", "signal")
 
 
 def load_higgs(
     source: str = "auto",
     profile: str = "quick",
-    path: str | Path | Sequence[str | Path] | None = None,
+    path: Paths | None = None,
     require_both_classes: bool = True,
 ) -> "HiggsDataset":
     """Signal (label 1) and top pairs (label 0) of UCI's HIGGS data, in the order of the file.
 
     ``source`` and ``profile`` as for `load_electron_photon`; of the official file only the first
     1,100,000 rows (fewer in smaller profiles) are read, once. ``path`` reads all events of other
-    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped. The
-    last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises InputError for
-    unusable files and, unless ``require_both_classes`` is false, for events of one class only.
+    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped, also
+    URLs. The last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises
+    InputError for unusable files and, unless ``require_both_classes`` is false, for events of one
+    class only.
     """
     catalog = dataset("higgs")
-    if path is None:
-        source, files, limit = catalog_files(catalog, source, profile, _simulate)
-    else:
-        source, files, limit = "file", as_paths(path), None
     _, *feature_names = catalog["file"][0]["keys"]
-    folder = paths.CACHE / f"higgs_{_state(files, limit)}"
-    if not folder.is_dir():
-        build_store(files, len(feature_names), folder, limit)
+    with source_files(catalog, source, profile, path, _simulate) as (source, files, limit):
+        folder = paths.CACHE / f"higgs_{_state(files, limit)}"
+        if not folder.is_dir():
+            build_store(files, len(feature_names), folder, limit)
     features, y, fingerprint = open_store(folder)
-    names = [file.name for file in files]
-    if require_both_classes and len(np.unique(y)) < 2:
-        raise InputError(
-            f"{', '.join(map(str, files))}: expected signal (1) and background (0), found only "
-            f"label {y[0]}; give events of the other class too"
-        )
+    if require_both_classes:
+        check_both_classes(y, files, CLASSES)
     n_background, n_signal = np.bincount(y, minlength=2)
-    description = (
-        f"{n_signal:,} signal and {n_background:,} background events, {SOURCE_WORDS[source]} "
-        f"({', '.join(names)})"
-    )
-    print(f"Data: {description}")
+    what = f"{n_signal:,} signal and {n_background:,} background events"
     return HiggsDataset(
-        features,
-        tuple(feature_names),
-        y,
-        source=source,
-        fingerprint=fingerprint,
-        description=description,
-        files=names,
+        features, tuple(feature_names), y, **described(source, files, fingerprint, what)
     )
 
 
@@ -77,16 +65,20 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
     return [generate(n_events, paths.STANDIN)], n_events
 
 
-def _state(files: Sequence[Path], limit: int | None) -> str:
+def _state(files: Sequence[File], limit: int | None) -> str:
     """16 hex digits of the files' places, sizes and times.
 
     Of an official file of 2.8 GB a tenth is used: its full content is not read to name the cache.
     """
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise InputError(f"{missing[0]}: expected a table of events, found no file; check the path")
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    content = json.dumps([STORE_VERSION, stats, limit])
+    states: list[tuple] = []
+    for file in files:
+        if isinstance(file, RemoteFile):
+            states.append((file.name, file.size, file.version))
+            continue
+        if not file.is_file():
+            raise InputError(f"{file}: expected a table of events, found no file; check the path")
+        states.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
+    content = json.dumps([STORE_VERSION, states, limit])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -1,29 +1,25 @@
 """Jets of eight channels of tasks 2c, 2d, 2g and 2i: unlabelled and labelled, with one split."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.catalog import dataset, official_paths
+from data.catalog import dataset
 from data.loaders.common import (
-    SOURCE_WORDS,
     File,
     LoadedDataset,
     Paths,
-    check_official,
-    files_fingerprint,
-    given_files,
+    binary_labels,
+    check_both_classes,
+    described,
+    source_files,
 )
-from data.readers.hdf5 import check_images_file, iter_images, open_hdf5, readable
-from data.readers.remote_file import RemoteFile
+from data.loaders.stores import Chunk, Keys, Part, first_events, stored
+from data.readers.hdf5 import check_images_file, iter_columns, open_hdf5
 from e2e_utils import paths
-from e2e_utils.errors import InputError
-from e2e_utils.files import atomic_path
-from e2e_utils.profiles import PROFILES, SOURCES, check_choice
-from e2e_utils.sparse_images import SparseImages, index_dtype
+from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import Splits, split
 
 CHANNELS = ("track pT", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3")
@@ -39,7 +35,6 @@ def load_jets8(
     profile: str = "quick",
     path: Paths | None = None,
     require_both_classes: bool = False,
-    max_events: int | None = None,
     labelled: bool = True,
 ) -> "Jets8Dataset":
     """Boosted tops and QCD jets as (8, 125, 125) images: many without, some with a label.
@@ -48,175 +43,87 @@ def load_jets8(
     channel. ``source`` and ``profile`` as for `load_electron_photon`; of the profile's events one
     in seven is a labelled one. ``path`` reads all jets of other files instead: HDF5 in an official
     schema, one or several (a list, or one string with commas), also URLs; files with Y are the
-    labelled ones, m and pT are NaN where a file has none.
-
-    ``max_events`` takes the first jets of each kind only, labelled and unlabelled. Of a URL, and
-    with ``source`` "official" of files that are not on disk, only the bytes that hold them are
-    fetched. Without ``labelled`` only the unlabelled file is needed and read: what task 2d takes.
+    labelled ones, m and pT are NaN where a file has none. Without ``labelled`` only the unlabelled
+    file is needed and read: what task 2d takes.
 
     Raises InputError for unusable files and, if ``require_both_classes``, for labelled jets of one
     class only.
     """
-    check_choice("source", source, SOURCES)
-    check_choice("profile", profile, PROFILES)
-    if max_events is not None and max_events < 1:
-        raise InputError(f"max_events: expected 1 or more, found {max_events}; correct it")
-    if path is None:
-        source, files, limits = _catalog_files(source, profile, max_events, labelled)
-    else:
-        source, files, limits = "file", given_files(path), {False: max_events, True: max_events}
-    with ExitStack() as opened:
-        for file in files:
-            if isinstance(file, RemoteFile):
-                opened.enter_context(file)
-        kinds = {file: _keys(file) for file in files}
-        stores = {}
-        for has_labels in (False, True):
-            mine = [file for file in files if ("Y" in kinds[file]) == has_labels]
-            stores[has_labels] = _store(mine, kinds, limits[has_labels], has_labels)
-    images, numbers, fingerprint = stores[True]
-    unlabelled, _, unlabelled_fingerprint = stores[False]
-    y = numbers["Y"].astype(np.int64)
-    names = [Path(str(file)).name for file in files]
-    if require_both_classes and len(np.unique(y)) < 2:
-        found = f"only label {y[0]}" if len(y) else "no labelled jet"
-        raise InputError(
-            f"{', '.join(names)}: expected labels 0 and 1, found {found}; give jets of both classes"
+    from data.simulate.jets8 import sizes_of
+
+    catalog = _catalog(labelled)
+    with source_files(catalog, source, profile, path, _simulate) as (source, files, limit):
+        sizes = {} if limit is None else sizes_of(limit)
+        keys = {file: _keys(file) for file in files}
+
+        def check(file: File) -> tuple[int, Keys]:
+            return check_images_file(file, keys[file], label="Y"), keys[file]
+
+        free, marked = (
+            first_events([f for f in files if ("Y" in keys[f]) == with_y], sizes.get(kind), check)
+            for kind, with_y in (("unlabelled", False), ("labelled", True))
         )
-    description = (
-        f"{len(unlabelled):,} jets without and {len(y):,} with a label "
-        f"({(y == 0).sum():,} of class 0, {(y == 1).sum():,} of class 1), {SOURCE_WORDS[source]} "
-        f"({', '.join(names)})"
+        unlabelled = stored("jets8", free, _jets, SHAPE)
+        store = stored("jets8", marked, _jets, SHAPE, NUMBERS)
+    y = store.numbers["Y"].astype(np.int64)
+    if require_both_classes:
+        check_both_classes(y, files, CLASSES)
+    what = (
+        f"{len(unlabelled.images):,} jets without and {len(y):,} with a label "
+        f"({(y == 0).sum():,} of class 0, {(y == 1).sum():,} of class 1)"
     )
-    print(f"Data: {description}")
+    fingerprint = unlabelled.fingerprint[:8] + store.fingerprint[:8]
     return Jets8Dataset(
-        unlabelled,
-        images,
+        unlabelled.images,
+        store.images,
         y,
-        numbers["m"],
-        numbers["pT"],
-        source=source,
-        fingerprint=f"{unlabelled_fingerprint[:8]}{fingerprint[:8]}",
-        description=description,
-        files=names,
+        store.numbers["m"],
+        store.numbers["pT"],
+        **described(source, files, fingerprint, what),
     )
 
 
-# Which files --------------------------------------------------------------------------------------
+def _catalog(labelled: bool) -> dict:
+    """The catalog's entry with the files that are needed: the unlabelled and one labelled.
 
-
-def _catalog_files(
-    source: str, profile: str, max_events: int | None, labelled: bool
-) -> tuple[str, list[File], dict[bool, int]]:
-    """Source, the unlabelled and the labelled file, and the limits of both (by: has labels).
-
-    Of the two labelled official files the one with m and pT is taken where it is on disk.
+    Of the two labelled official files the one with m and pT, but where only the other is on disk.
     """
-    from data.simulate.jets8 import LABELLED_SHARE, generate, sizes_of
-
-    n_events = dataset("jets8")["events"][profile]
-    sizes = sizes_of(n_events)
-    limits = {False: max_events or sizes["unlabelled"], True: max_events or sizes["labelled"]}
-    official, entries = official_paths("jets8"), dataset("jets8")["file"]
-    places = [UNLABELLED]
-    if labelled:
-        is_only = official[LABELLED].is_file() and not official[FULL].is_file()
-        places.append(LABELLED if is_only else FULL)
-    if source != "standin":
-        missing = [official[place] for place in places if not official[place].is_file()]
-        if not missing:
-            return "official", [official[place] for place in places], limits
-        if source == "official":
-            if max_events is None:
-                check_official(missing[0])
-            return "official", [RemoteFile(entries[place]["url"]) for place in places], limits
-    if max_events:  # enough of both kinds
-        n_events = LABELLED_SHARE * max(max_events, 2)
-    made = generate(n_events, paths.STANDIN)
-    return "standin", [made[place] for place in places], limits
+    entry = dataset("jets8")
+    alone, full = (
+        (paths.OFFICIAL / entry["file"][place]["name"]).is_file() for place in (LABELLED, FULL)
+    )
+    places = [UNLABELLED] + [LABELLED if alone and not full else FULL] * labelled
+    return {**entry, "file": [entry["file"][place] for place in places]}
 
 
-def _keys(file: File) -> dict[str, Mapping]:
-    """The datasets to read, in the form of data/catalog.toml."""
-    with open_hdf5(file) as stored:
-        present = set(stored)
-    keys = dict(dataset("jets8")["file"][UNLABELLED]["keys"])
-    for number in NUMBERS:
-        if number in present:
-            keys[number] = {"shape": [-1, 1], "dtype": "float32"}
-    return keys
+def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
+    from data.simulate.jets8 import generate
+
+    n_events = catalog["events"][profile]
+    unlabelled, _, full = generate(n_events, paths.STANDIN)
+    return [unlabelled, full][: len(catalog["file"])], n_events
 
 
-# Reading ------------------------------------------------------------------------------------------
-
-
-def _store(
-    files: Sequence[File],
-    kinds: Mapping[File, Mapping[str, Mapping]],
-    limit: int | None,
-    labelled: bool,
-) -> tuple[SparseImages, dict[str, np.ndarray], str]:
-    """Images, numbers (n,) and fingerprint of the first ``limit`` jets; built where missing."""
-    used, lengths = [], []
-    for file in files:
-        left = None if limit is None else limit - sum(lengths)
-        if left == 0:
-            break
-        rows = check_images_file(file, kinds[file], label="Y")
-        used.append(file)
-        lengths.append(rows if left is None else min(rows, left))
-    if not used:
-        pixels = np.zeros(0, index_dtype(SHAPE)), np.zeros(0, np.float32)
-        empty = SparseImages(np.zeros(1, np.int64), *pixels, SHAPE)
-        return empty, {name: np.zeros(0) for name in NUMBERS}, "0" * 16
-    fingerprint = files_fingerprint("jets8", used, lengths)
-    folder = paths.CACHE / f"jets8_{fingerprint}"
-    if not folder.is_dir():
-        numbers = {}
-        if labelled:
-            columns = [
-                _numbers(file, kinds[file], n) for file, n in zip(used, lengths, strict=True)
-            ]
-            numbers = {name: np.concatenate([part[name] for part in columns]) for name in NUMBERS}
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            SparseImages.from_chunks(_images(used, lengths), temporary / "images")
-            for name, values in numbers.items():
-                np.save(temporary / f"{name}.npy", values)
-    images = SparseImages.open(folder / "images")
-    loaded = {
-        name: np.load(folder / f"{name}.npy") if labelled else np.zeros(0) for name in NUMBERS
+def _keys(file: File) -> Keys:
+    """The datasets to read."""
+    with open_hdf5(file) as found:
+        numbers = [key for key in NUMBERS if key in found]
+    return {
+        "jet": {"shape": [-1, *SHAPE[1:], SHAPE[0]], "dtype": "float32"},
+        **{key: {"shape": [-1, 1], "dtype": "float32"} for key in numbers},
     }
-    return images, loaded, fingerprint
 
 
-def _images(files: Sequence[File], lengths: Sequence[int]) -> Iterator[np.ndarray]:
-    for file, n_events in zip(files, lengths, strict=True):
-        yield from iter_images(file, "jet", n_events)
-
-
-def _numbers(file: File, keys: Mapping[str, Mapping], n_events: int) -> dict[str, np.ndarray]:
-    """Y, m and pT (n,) float64 of the first jets; NaN for what the file does not have."""
-    numbers = {name: np.full(n_events, np.nan) for name in NUMBERS}
-    for name in NUMBERS:
-        if name not in keys:
-            continue
-        with open_hdf5(file) as stored, readable(file, name):
-            values = stored[name][:n_events].astype(np.float64).reshape(-1)  # (n, 1) -> (n,)
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if len(wrong):
-            raise InputError(
-                f"{file}: expected finite values, found NaN or infinity in event {wrong[0]} of "
-                f"{name!r}; remove or repair the event"
-            )
-        numbers[name] = values
-    wrong = numbers["Y"][~np.isin(numbers["Y"], (0, 1))]
-    if len(wrong):
-        raise InputError(
-            f"{file}: expected labels 0 and 1 in 'Y', found {wrong[0]:g} and {len(wrong) - 1} "
-            "more; correct the labels"
-        )
-    return numbers
+def _jets(part: Part) -> Iterator[Chunk]:
+    """Images, and Y, m and pT; NaN for what the file does not have."""
+    for chunk in iter_columns(
+        part.file, "jet", [key for key in part.keys if key != "jet"], part.rows
+    ):
+        images = chunk.pop("jet")
+        if "Y" in chunk:
+            binary_labels(part.file, "Y", chunk["Y"], CLASSES)
+        absent = np.full(len(images), np.nan)
+        yield dict.fromkeys(NUMBERS, absent) | chunk | {"images": images}
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,19 @@
 """Boosted tops of task 2e, as sparse images of tracks and ECAL, with their mass."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from data.catalog import dataset, official_paths
-from data.loaders.common import (
-    SOURCE_WORDS,
-    File,
-    LoadedDataset,
-    Paths,
-    check_official,
-    files_fingerprint,
-    given_files,
-)
-from data.readers.nested_parquet import (
-    check_parquet,
-    column_names,
-    image_shape,
-    iter_columns,
-    name_of,
-)
-from data.readers.remote_file import RemoteFile
+from data.catalog import dataset
+from data.loaders.common import File, LoadedDataset, Paths, described, source_files
+from data.loaders.stores import Chunk, Keys, Part, first_events, stored
+from data.readers.nested_parquet import check_parquet, iter_columns
 from e2e_utils import paths
 from e2e_utils.errors import InputError
-from e2e_utils.files import atomic_path
-from e2e_utils.profiles import PROFILES, SOURCES, check_choice
 from e2e_utils.sparse_images import SparseImages
 
 CHANNELS = ("track pT", "dz", "d0", "ECAL")  # the first ones of the files: the task allows no more
@@ -44,7 +28,6 @@ def load_top_mass(
     profile: str = "quick",
     path: Paths | None = None,
     require_both_classes: bool = False,
-    max_events: int | None = None,
     conditions: str = "nominal",
 ) -> "TopMassDataset":
     """Boosted tops as (4, 125, 125) images, with the top's mass and pT in GeV.
@@ -53,143 +36,59 @@ def load_top_mass(
     columns phi. Values are as in the files, outliers included. ``source`` and ``profile`` as for
     `load_electron_photon`. ``path`` reads all jets of other files instead: parquet in the official
     schema with four or more channels, the mass called ``m`` or ``am``; one or several (a list, or
-    one string with commas), also URLs.
-
-    ``max_events`` takes the first jets only. Of a URL, and with ``source`` "official" of files that
-    are not on disk, only the bytes that hold them are fetched. ``conditions`` "harsh" loads
-    stand-ins of a noisier detector with more pile-up. ``require_both_classes`` is there for the
-    other loaders' sake: masses have no classes.
+    one string with commas), also URLs. ``conditions`` "harsh" loads stand-ins of a noisier detector
+    with more pile-up. ``require_both_classes`` is there for the other loaders' sake: masses have no
+    classes.
 
     Raises InputError for unusable files.
     """
-    check_choice("source", source, SOURCES)
-    check_choice("profile", profile, PROFILES)
-    if max_events is not None and max_events < 1:
-        raise InputError(f"max_events: expected 1 or more, found {max_events}; correct it")
-    if path is None:
-        source, files = _catalog_files(source, profile, max_events, conditions)
-        limit = max_events or dataset("top_mass")["events"][profile]
-    else:
-        source, files, limit = "file", given_files(path), max_events
-    with ExitStack() as opened:
-        for file in files:
-            if isinstance(file, RemoteFile):
-                opened.enter_context(file)
-        parts = _parts(files, limit)
-        files = [part.file for part in parts]
-        fingerprint = files_fingerprint("top_mass", files, [part.rows for part in parts])
-        folder = paths.CACHE / f"top_mass_{fingerprint}"
-        if not folder.is_dir():
-            _build(parts, folder)
-    images = SparseImages.open(folder / "images")
-    numbers = {name: np.load(folder / f"{name}.npy") for name in NAMES}
-    names = [Path(name_of(file)).name for file in files]
-    description = f"{len(images):,} boosted tops, {SOURCE_WORDS[source]} ({', '.join(names)})"
-    print(f"Data: {description}")
+    if conditions != "nominal" and path is None:
+        source = "standin"
+    simulate = partial(_simulate, conditions=conditions)
+    with source_files(dataset("top_mass"), source, profile, path, simulate) as (source, files, n):
+        shape = (len(CHANNELS), SIZE, SIZE)
+        store = stored("top_mass", first_events(files, n, _check), _jets, shape, tuple(NAMES))
+    what = f"{len(store.images):,} boosted tops"
     return TopMassDataset(
-        images,
-        **numbers,
-        source=source,
-        fingerprint=fingerprint,
-        description=description,
-        files=names,
+        store.images, **store.numbers, **described(source, store.files, store.fingerprint, what)
     )
 
 
-# Which files --------------------------------------------------------------------------------------
-
-
-def _catalog_files(
-    source: str, profile: str, max_events: int | None, conditions: str
-) -> tuple[str, list[File]]:
-    """Official files on disk, or ranges of remote ones if asked for, or the stand-in."""
-    official = official_paths("top_mass")
-    if conditions == "nominal" and source != "standin":
-        missing = [file for file in official if not file.is_file()]
-        if not missing:
-            return "official", official
-        if source == "official":
-            if max_events is None:
-                check_official(missing[0])
-            return "official", [RemoteFile(file["url"]) for file in dataset("top_mass")["file"]]
+def _simulate(catalog: dict, profile: str, conditions: str) -> tuple[Sequence[Path], int]:
     from data.simulate.top_gun import generate
 
-    n_events = max_events or dataset("top_mass")["events"][profile]
-    return "standin", [generate(n_events, paths.STANDIN, conditions=conditions)]
+    n_events = catalog["events"][profile]
+    return [generate(n_events, paths.STANDIN, conditions=conditions)], n_events
 
 
-class Part(NamedTuple):
-    """The first jets of a file."""
-
-    file: File
-    rows: int
-    columns: dict[str, str]  # entry of NAMES: what the file calls it
-
-
-def _parts(files: list[File], limit: int | None) -> list[Part]:
-    """What the first ``limit`` jets need; checks the files."""
-    parts = []
-    for file in files:
-        left = None if limit is None else limit - sum(part.rows for part in parts)
-        if left == 0:
-            break
-        present = column_names(file)
-        columns = {
-            name: next((known for known in names if known in present), names[0])
-            for name, names in NAMES.items()
-        }
-        rows = check_parquet(file, _keys(columns, (len(CHANNELS), SIZE, SIZE)))
-        parts.append(Part(file, rows if left is None else min(rows, left), columns))
-    return parts
+def _check(file: File) -> tuple[int, Keys]:
+    """Number of jets, and the columns to read, by their names in the file."""
+    images = {"X_jet": {"shape": [-1, -1, SIZE, SIZE], "dtype": "float64"}}
+    number = {"shape": [-1], "dtype": "float64"}
+    return check_parquet(
+        file, *(images | dict.fromkeys(names, number) for names in product(*NAMES.values()))
+    )
 
 
-def _keys(columns: Mapping[str, str], shape: Sequence[int]) -> dict[str, Mapping]:
-    """Columns to read, in the form of data/catalog.toml, with images of ``shape``."""
-    keys = {"X_jet": {"shape": [-1, *shape], "dtype": "float64"}}
-    return keys | {key: {"shape": [-1], "dtype": "float64"} for key in columns.values()}
-
-
-# Reading ------------------------------------------------------------------------------------------
-
-
-def _build(parts: Sequence[Part], folder: Path) -> None:
-    """Stream all files once into ``folder``: images/, and m.npy, pt.npy, ...; atomic."""
-    numbers: list[dict[str, np.ndarray]] = []
-
-    def chunks() -> Iterator[np.ndarray]:
-        for part in parts:
-            for chunk in _jets(part):
-                numbers.append({name: chunk[name] for name in NAMES})
-                yield chunk["X_jet"]
-
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        SparseImages.from_chunks(chunks(), temporary / "images")
-        for name in NAMES:
-            column = np.concatenate([chunk[name] for chunk in numbers])
-            np.save(temporary / f"{name}.npy", column)
-
-
-def _jets(part: Part) -> Iterator[dict[str, np.ndarray]]:
-    """Chunks of the jets: images (b, 4, 125, 125) and the numbers of NAMES."""
-    file, columns = part.file, part.columns
-    shape = image_shape(file, "X_jet")
-    if len(shape) != 3 or shape[0] < len(CHANNELS) or shape[1:] != (SIZE, SIZE):
-        raise InputError(
-            f"{name_of(file)}: expected 'X_jet' of shape (8, {SIZE}, {SIZE}), or of any number of "
-            f"channels from {len(CHANNELS)}, found {shape}; bring it to the official shape "
-            "(data/README.md)"
-        )
+def _jets(part: Part) -> Iterator[Chunk]:
+    file, rows, keys = part
+    columns = {name: next(n for n in names if n in keys) for name, names in NAMES.items()}
     first = 0
-    for chunk in iter_columns(file, _keys(columns, shape), part.rows, CHUNK):
+    for chunk in iter_columns(file, keys, rows, CHUNK):
+        channels = chunk["X_jet"].shape[1]
+        if channels < len(CHANNELS):
+            raise InputError(
+                f"{file}: expected {len(CHANNELS)} or more channels in 'X_jet', found {channels}; "
+                "bring it to the official schema (data/README.md)"
+            )
         jets = {name: chunk[column] for name, column in columns.items()}
         wrong = np.flatnonzero(jets["m"] <= 0)
         if len(wrong):
             raise InputError(
-                f"{name_of(file)}: expected masses above 0 in {columns['m']!r}, found "
+                f"{file}: expected masses above 0 in {columns['m']!r}, found "
                 f"{jets['m'][wrong[0]]:g} in event {first + wrong[0]}; remove or repair the event"
             )
-        yield jets | {"X_jet": chunk["X_jet"][:, : len(CHANNELS)]}
+        yield jets | {"images": chunk["X_jet"][:, : len(CHANNELS)]}
         first += len(jets["m"])
 
 

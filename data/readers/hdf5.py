@@ -3,7 +3,7 @@
 Every refusal is one line: which file, what was expected, what was found, what to do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +30,9 @@ def open_hdf5(path: Source) -> Iterator[h5py.File]:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: expected an HDF5 file, found an empty file; {FETCH_AGAIN}")
     try:
-        file = h5py.File(path, "r")
+        # A lock guards against a writer, and our files are complete before they get their name. It
+        # would fail on file systems without flock (DVS, some mounts of Lustre).
+        file = h5py.File(path, "r", locking=False)
     except OSError as error:
         kind = "a truncated file" if "truncated" in str(error) else "something else"
         raise InputError(
@@ -64,17 +66,31 @@ def check_images_file(path: Source, keys: Mapping[str, Mapping], label: str | No
     return n_events
 
 
-def read_labels(path: str | Path, key: str = "y", n_events: int | None = None) -> np.ndarray:
-    """The first ``n_events`` labels as (n,) int64; raises InputError for others than 0 and 1."""
+def iter_columns(
+    path: Source, images: str, numbers: Sequence[str], n_events: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield `iter_images` of ``images`` with the ``numbers`` of the same events, (b,) float64.
+
+    Numbers are stored as (n,) or (n, 1). All of them are read and checked before any image is.
+    """
+    columns = {key: _read_numbers(path, key, n_events) for key in numbers}
+    first = 0
+    for chunk in iter_images(path, images, n_events):
+        rows = slice(first, first + len(chunk))
+        yield {images: chunk} | {key: column[rows] for key, column in columns.items()}
+        first += len(chunk)
+
+
+def _read_numbers(path: Source, key: str, n_events: int | None) -> np.ndarray:
     with open_hdf5(path) as file, readable(path, key):
-        labels = file[key][:n_events]
-    wrong = labels[~np.isin(labels, (0, 1))]
+        values = file[key][:n_events].astype(np.float64).reshape(-1)  # (n, 1) -> (n,)
+    wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         raise InputError(
-            f"{path}: expected labels 0 (photon) and 1 (electron) in {key!r}, found "
-            f"{wrong[0]:g} and {len(wrong) - 1} more; correct the labels"
+            f"{path}: expected finite values, found NaN or infinity in event {wrong[0]} of "
+            f"{key!r}; remove or repair the event"
         )
-    return labels.astype(np.int64)
+    return values
 
 
 def iter_images(path: Source, key: str = "X", n_events: int | None = None) -> Iterator[np.ndarray]:
