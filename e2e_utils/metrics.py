@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
+
+from e2e_utils.kernels import kernel
 
 Metric = Callable[..., float]
 
@@ -267,7 +268,7 @@ def _both_classes(
     return positive, score, weight
 
 
-@njit(cache=True)
+@kernel
 def _auc(positive, score, weight):
     """Sum over ties of (weight of class 1) x (class 0 below + half of class 0 in the tie)."""
     area = below = total = tie_zeros = tie_ones = 0.0
@@ -284,7 +285,7 @@ def _auc(positive, score, weight):
     return area / (below * total)
 
 
-@njit(cache=True)
+@kernel
 def _background_efficiency(positive, score, weight, signal_efficiency):
     """Share of class 0 above the cut that passes the wanted share of class 1, at least 1 event."""
     ones = zeros = 0.0
@@ -310,7 +311,7 @@ def _background_efficiency(positive, score, weight, signal_efficiency):
     return max(background, 1.0) / zeros
 
 
-@njit(cache=True)
+@kernel
 def _bin_sums(positive, score, weight, n_bins):
     """Per bin of equal width in [0, 1]: weight, weight x score, weight of class 1; (3, n_bins)."""
     sums = np.zeros((3, n_bins))

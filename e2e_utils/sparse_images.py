@@ -12,11 +12,11 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import ArrayLike
 
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
+from e2e_utils.kernels import kernel
 
 Shape = tuple[int, int, int]
 
@@ -36,7 +36,7 @@ def to_sparse(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return counts, index, flat.reshape(-1)[position]
 
 
-@njit(cache=True)
+@kernel
 def _gather(starts, target, index, value, out_index, out_value):
     """Copy the events that begin at ``starts`` to ``target[i]:target[i + 1]`` of the output."""
     for event in range(len(starts)):
@@ -46,7 +46,7 @@ def _gather(starts, target, index, value, out_index, out_value):
             out_value[hit] = value[hit + shift]
 
 
-@njit(cache=True)
+@kernel
 def _scatter(starts, stops, index, value, out):
     """Write the hits of event i, ``starts[i]:stops[i]``, into row i of zeros (B, C*H*W)."""
     for event in range(len(starts)):

@@ -93,6 +93,12 @@ def test_low_level_is_a_view_of_the_first_21_features(write, events, data_folder
     assert dataset.feature_names[21] == "m_jj"
 
 
+def test_copies_in_a_given_sample_are_counted(write, events, data_folder) -> None:
+    assert "(0 exact copies of another)" in load_higgs(path=write("a.csv", events)).description
+    repeated = write("b.csv", events[[0, *range(40), 7, 7]])
+    assert "(3 exact copies of another)" in load_higgs(path=repeated).description
+
+
 def test_small_blocks_change_nothing(write, events, data_folder, monkeypatch) -> None:
     path = write("a.csv.gz", events)
     whole = list(event_tables.iter_events(path, 28))

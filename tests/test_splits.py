@@ -5,9 +5,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from e2e_utils import splits as splitter
 from e2e_utils.errors import InputError
 from e2e_utils.sparse_images import SparseImages
-from e2e_utils.splits import duplicate_groups, split, split_last, split_originals
+from e2e_utils.splits import duplicate_groups, exact_twins, split, split_last, split_originals
 
 
 @pytest.mark.parametrize("n", [50, 101, 998, 5003])
@@ -138,3 +139,31 @@ def test_originals_are_split_by_mnists_files() -> None:
 def test_split_originals_refuses_a_part_without_a_digit(n_test: int) -> None:
     with pytest.raises(InputError, match="enough events of every class"):
         split_originals(np.arange(100) % 2 + 1, np.arange(100) >= 100 - n_test)
+
+
+@pytest.mark.parametrize("block", [7, 10_000])
+def test_exact_twins_of_test_rows(monkeypatch, block: int) -> None:
+    monkeypatch.setattr(splitter, "HASHED_ROWS", block)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (1100, 5)).astype(np.float32)  # 243 different rows
+    x[:, 0] += np.arange(1100) % 40  # and most of these different
+    splits = split_last(len(x))
+    seen = {tuple(row) for row in x[np.concatenate([splits.train, splits.validation])]}
+    expected = [tuple(row) in seen for row in x[splits.test]]
+    assert 0 < sum(expected) < len(expected)
+    np.testing.assert_array_equal(exact_twins(x, splits), expected)
+
+
+def test_twins_are_equal_in_every_column_and_in_another_part() -> None:
+    x = np.random.default_rng(0).normal(size=(220, 4)).astype(np.float32)
+    splits = split_last(len(x))
+    x[splits.test[3]] = x[splits.train[0]]
+    x[splits.test[5]] = x[splits.validation[0]]
+    x[splits.test[7]] = x[splits.test[8]]  # twins within the test set are none
+    x[splits.test[9], :3] = x[splits.train[1], :3]
+    x[splits.train[2], 1], x[splits.train[2], 2] = 0.0, 1e-45
+    x[splits.test[11]] = x[splits.train[2]]
+    x[splits.test[11], 1] = -0.0  # equals 0
+    np.testing.assert_array_equal(np.flatnonzero(exact_twins(x, splits)), [3, 5, 11])
+    # A view of the first columns, as the low-level ones are
+    np.testing.assert_array_equal(np.flatnonzero(exact_twins(x[:, :3], splits)), [3, 5, 9, 11])

@@ -1,7 +1,7 @@
 """Stand-in events from physics, for when the official files are not on the disk.
 
-numba's cache does not notice a change in a
-function that a cached one calls, so that every version of the sources compiles into its own folder.
+numba's cache does not notice a change in a function that a cached one calls, so that every version
+of the sources compiles into its own folder.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numba
 
+from e2e_utils.kernels import writable_folder
 from e2e_utils.paths import CACHE
 
 SOURCES = Path(__file__).resolve().parent
@@ -26,4 +27,4 @@ def sources_hash(*names: str) -> str:
 
 
 if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(CACHE / "numba" / sources_hash())
+    numba.config.CACHE_DIR = str(writable_folder(CACHE / "numba" / sources_hash()))
