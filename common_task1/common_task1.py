@@ -70,6 +70,7 @@ from tqdm import tqdm
 
 from data.loaders import load_electron_photon
 from e2e_utils import plotting
+from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import evaluate_classifier
@@ -671,17 +672,10 @@ display(Markdown(
 # **Gradient boosting** on the shower shapes, with the number of trees chosen on the same validation events.
 
 # %%
-boosting = HistGradientBoostingClassifier(
-    max_iter=1000,
-    learning_rate=0.05,
-    early_stopping=True,
-    n_iter_no_change=30,
-    scoring="roc_auc",
-    random_state=0,
-)
-boosting.fit(
-    shapes["train"], y[splits.train], X_val=shapes["validation"], y_val=y[splits.validation]
-)
+boosting = fit_trees(
+    HistGradientBoostingClassifier(max_iter=1000, learning_rate=0.05, random_state=0),
+    shapes["train"], y[splits.train], shapes["validation"], y[splits.validation],
+)  # fmt: skip
 print(f"gradient boosting: {boosting.n_iter_} trees")
 
 # %% [markdown]

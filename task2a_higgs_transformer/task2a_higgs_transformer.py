@@ -74,6 +74,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.loaders import load_higgs
 from e2e_utils import plotting
+from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.evaluation import evaluate_classifier
 from e2e_utils.machine import device_name, make_accelerator, pick_device
@@ -1132,9 +1133,9 @@ def boosted(x: np.ndarray, rows: np.ndarray, seed: int = 0) -> HistGradientBoost
     """Gradient boosting trained on ``x[rows]``, stopped on validation events."""
     model = HistGradientBoostingClassifier(
         max_iter=600, learning_rate=0.1, max_leaf_nodes=31 if len(rows) > 5000 else 15,
-        early_stopping=True, n_iter_no_change=20, scoring="roc_auc", random_state=seed,
+        random_state=seed,
     )  # fmt: skip
-    return model.fit(x[rows], y[rows], X_val=x[choice_rows], y_val=y[choice_rows])
+    return fit_trees(model, x[rows], y[rows], x[choice_rows], y[choice_rows], patience=20)
 
 
 columns = {

@@ -73,6 +73,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.loaders import load_super_resolution
 from e2e_utils import plotting
+from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.evaluation import evaluate, metric_entry
 from e2e_utils.fidelity import fpd, kpd, separation_power
@@ -1062,8 +1063,8 @@ def two_sample_scores(
     label = np.repeat([0, 1], [len(real), len(made)])
     part = np.random.default_rng(0).integers(5, size=int(jet.max()) + 1)[jet]
     train, stop, held_out = part < 3, part == 3, part == 4
-    model = HistGradientBoostingClassifier(max_iter=150, early_stopping=True, scoring="loss", random_state=0)  # fmt: skip
-    model.fit(x[train], label[train], X_val=x[stop], y_val=label[stop])
+    model = HistGradientBoostingClassifier(max_iter=150, random_state=0)
+    model = fit_trees(model, x[train], label[train], x[stop], label[stop], patience=10)
     return TwoSampleTest(label[held_out], model.decision_function(x[held_out]), jet[held_out])
 
 

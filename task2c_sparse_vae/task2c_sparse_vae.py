@@ -82,6 +82,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.loaders import load_jets8
 from data.loaders.jets8 import CHANNELS, CLASSES
 from e2e_utils import plotting
+from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import CLASSIFIER_METRICS, evaluate
@@ -1318,11 +1319,10 @@ shapes = {part: jet_shapes(dataset.images, rows) for part, rows in splits._asdic
 boosted = []
 for leaves in (4, 8, 16):
     trees = HistGradientBoostingClassifier(
-        max_iter=400, learning_rate=0.05, max_leaf_nodes=leaves, early_stopping=True,
-        n_iter_no_change=20, scoring="roc_auc", random_state=0,
+        max_iter=400, learning_rate=0.05, max_leaf_nodes=leaves, random_state=0,
     )  # fmt: skip
     part = splits.validation
-    trees.fit(shapes["train"], y[splits.train], X_val=shapes["validation"], y_val=y[part])
+    trees = fit_trees(trees, shapes["train"], y[splits.train], shapes["validation"], y[part], 20)
     boosted.append(
         (roc_auc(y[part], trees.predict_proba(shapes["validation"])[:, 1]), leaves, trees)
     )

@@ -79,6 +79,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.loaders import load_jets8
 from e2e_utils import plotting
+from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.distributed import OnePass
 from e2e_utils.evaluation import evaluate, metric_entry
@@ -1495,9 +1496,10 @@ def judge_high(real: Sample, made: Sample, seed: int) -> Judge:
     """Gradient boosting on the observables."""
     x = np.concatenate([real.features, made.features])
     label, part = np.repeat([0, 1], len(x) // 2), parts_of(len(x) // 2)
-    model = HistGradientBoostingClassifier(max_iter=150, learning_rate=0.07, max_leaf_nodes=15, early_stopping=True,
-                                           n_iter_no_change=15, scoring="loss", random_state=seed)  # fmt: skip
-    model.fit(x[part == 0], label[part == 0], X_val=x[part == 1], y_val=label[part == 1])
+    model = HistGradientBoostingClassifier(max_iter=150, learning_rate=0.07, max_leaf_nodes=15, random_state=seed)  # fmt: skip
+    model = fit_trees(
+        model, x[part == 0], label[part == 0], x[part == 1], label[part == 1], patience=15
+    )
     return calibrated(label, model.decision_function(x), part)
 
 

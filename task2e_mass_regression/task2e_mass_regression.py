@@ -76,6 +76,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.loaders import load_top_mass
 from e2e_utils import plotting
+from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import evaluate_regression, metric_entry
@@ -739,17 +740,10 @@ plt.show()
 # %%
 def boosted(loss: str) -> HistGradientBoostingRegressor:
     """Gradient boosting of ln m on the moments, stopped on validation jets."""
-    model = HistGradientBoostingRegressor(
-        loss=loss,
-        max_iter=800,
-        learning_rate=0.05,
-        early_stopping=True,
-        n_iter_no_change=30,
-        random_state=0,
-    )
-    return model.fit(
+    return fit_trees(
+        HistGradientBoostingRegressor(loss=loss, max_iter=800, learning_rate=0.05, random_state=0),
         moments["train"], np.log(mass[splits.train]),
-        X_val=moments["validation"], y_val=np.log(mass[splits.validation]),
+        moments["validation"], np.log(mass[splits.validation]),
     )  # fmt: skip
 
 

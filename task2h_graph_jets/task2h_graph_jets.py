@@ -75,6 +75,7 @@ from torch_geometric.nn import EdgeConv
 
 from data.loaders import load_quark_gluon
 from e2e_utils import plotting
+from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import load_training_state, save_training_state, save_weights
 from e2e_utils.distributed import share_buffers
 from e2e_utils.evaluation import evaluate
@@ -1133,11 +1134,10 @@ display(table)
 boosted = []
 for leaves in (8, 15, 31, 63):
     trees = HistGradientBoostingClassifier(
-        max_iter=800, learning_rate=0.05, max_leaf_nodes=leaves, early_stopping=True,
-        n_iter_no_change=30, scoring="roc_auc", random_state=0,
+        max_iter=800, learning_rate=0.05, max_leaf_nodes=leaves, random_state=0,
     )  # fmt: skip
     part = splits.validation
-    trees.fit(shapes.loc[splits.train], y[splits.train], X_val=shapes.loc[part], y_val=y[part])
+    trees = fit_trees(trees, shapes.loc[splits.train], y[splits.train], shapes.loc[part], y[part])
     boosted.append((roc_auc(y[part], trees.predict_proba(shapes.loc[part])[:, 1]), leaves, trees))
 validation_auc, leaves, boosting = max(boosted, key=lambda entry: entry[0])
 size = f"{boosting.n_iter_} trees of {leaves} leaves"
