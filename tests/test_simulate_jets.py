@@ -65,7 +65,7 @@ def fake_shards(monkeypatch):
 def test_files_have_the_official_schemas(tmp_path, fake_shards) -> None:
     path = jets.generate_low_resolution(130, tmp_path, scheduler="synchronous")
     assert path.name == "QCDToGGQQ_IMGjet_STANDIN_n130_LR.parquet"
-    assert check_parquet(path, LOW_KEYS)[0] == 130
+    assert check_parquet(path, LOW_KEYS) == 130
     assert pq.read_schema(path).names == list(LOW_KEYS)
     low = {key: [] for key in LOW_KEYS}
     for chunk in iter_columns(path, LOW_KEYS):

@@ -65,7 +65,7 @@ def test_file_has_the_official_schema(tmp_path, fake_shards) -> None:
     assert path.name == "top_gun_STANDIN_n45.parquet"
     assert pq.read_schema(path).names == list(KEYS)
     assert pq.read_schema(path).field("X_jet").type == pa.list_(pa.list_(pa.list_(pa.float64())))
-    assert check_parquet(path, KEYS)[0] == 45
+    assert check_parquet(path, KEYS) == 45
     chunks = list(iter_columns(path, KEYS))
     images = np.concatenate([chunk["X_jet"] for chunk in chunks])
     assert images.shape == (45, 8, 125, 125)

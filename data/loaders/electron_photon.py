@@ -8,7 +8,6 @@ import numpy as np
 
 from data.catalog import dataset
 from data.loaders.common import (
-    File,
     LoadedDataset,
     Paths,
     binary_labels,
@@ -49,24 +48,22 @@ def load_electron_photon(
     """
     catalog = dataset("electron_photon")
     simulate = _simulate_fresh if fresh else _simulate
-    with source_files(catalog, source, profile, path, simulate) as (source, files, limit):
-        keys = catalog["file"][0]["keys"]
-        lengths = [check_images_file(file, keys) for file in files]
-        of_file: dict[File, int] = {}  # the only label of a file
-        if limit is not None:
-            of_file = {
-                file: entry["label"] for file, entry in zip(files, catalog["file"], strict=True)
-            }
-            lengths = [min(limit // 2, *lengths)] * len(files)  # balanced, also if one is shorter
+    source, files, limit = source_files(catalog, source, profile, path, simulate)
+    keys = catalog["file"][0]["keys"]
+    lengths = [check_images_file(file, keys) for file in files]
+    of_file: dict[Path, int] = {}  # the only label of a file
+    if limit is not None:
+        of_file = {file: entry["label"] for file, entry in zip(files, catalog["file"], strict=True)}
+        lengths = [min(limit // 2, *lengths)] * len(files)  # balanced, also if one is shorter
 
-        def events(part: Part) -> Iterator[Chunk]:
-            for chunk in iter_columns(part.file, "X", ["y"], part.rows):
-                y = binary_labels(part.file, "y", chunk["y"], CLASSES)
-                _check_class(part.file, y, of_file.get(part.file))
-                yield {"images": chunk["X"], "y": y}
+    def events(part: Part) -> Iterator[Chunk]:
+        for chunk in iter_columns(part.file, "X", ["y"], part.rows):
+            y = binary_labels(part.file, "y", chunk["y"], CLASSES)
+            _check_class(part.file, y, of_file.get(part.file))
+            yield {"images": chunk["X"], "y": y}
 
-        parts = [Part(file, rows, keys) for file, rows in zip(files, lengths, strict=True)]
-        store = stored("electron_photon", parts, events, SHAPE, ["y"])
+    parts = [Part(file, rows, keys) for file, rows in zip(files, lengths, strict=True)]
+    store = stored("electron_photon", parts, events, SHAPE, ["y"])
     y = store.numbers["y"]
     if require_both_classes:
         check_both_classes(y, files, CLASSES)
@@ -75,7 +72,7 @@ def load_electron_photon(
     return EventDataset(store.images, y, **described(source, files, store.fingerprint, what))
 
 
-def _check_class(file: File, y: np.ndarray, label: int | None) -> None:
+def _check_class(file: Path, y: np.ndarray, label: int | None) -> None:
     if label is not None and (y != label).any():
         raise InputError(
             f"{file}: expected label {label} for every event, found {1 - label}; "

@@ -10,16 +10,14 @@ import numpy as np
 
 from data.catalog import dataset
 from data.loaders.common import (
-    File,
+    STORE_VERSION,
     LoadedDataset,
     Paths,
     check_both_classes,
     described,
     source_files,
 )
-from data.loaders.stores import STORE_VERSION
 from data.readers.event_tables import build_store, open_store
-from data.readers.remote_file import RemoteFile
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.splits import row_hashes
@@ -38,17 +36,17 @@ def load_higgs(
 
     ``source`` and ``profile`` as for `load_electron_photon`; of the official file only the first
     1,100,000 rows (fewer in smaller profiles) are read, once. ``path`` reads all events of other
-    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped, also
-    URLs. The last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises
+    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped. The
+    last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises
     InputError for unusable files and, unless ``require_both_classes`` is false, for events of one
     class only.
     """
     catalog = dataset("higgs")
     _, *feature_names = catalog["file"][0]["keys"]
-    with source_files(catalog, source, profile, path, _simulate) as (source, files, limit):
-        folder = paths.CACHE / f"higgs_{_state(files, limit)}"
-        if not folder.is_dir():
-            build_store(files, len(feature_names), folder, limit)
+    source, files, limit = source_files(catalog, source, profile, path, _simulate)
+    folder = paths.CACHE / f"higgs_{_state(files, limit)}"
+    if not folder.is_dir():
+        build_store(files, len(feature_names), folder, limit)
     features, y, fingerprint = open_store(folder)
     if require_both_classes:
         check_both_classes(y, files, CLASSES)
@@ -69,20 +67,16 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
     return [generate(n_events, paths.STANDIN)], n_events
 
 
-def _state(files: Sequence[File], limit: int | None) -> str:
+def _state(files: Sequence[Path], limit: int | None) -> str:
     """16 hex digits of the files' places, sizes and times.
 
     Of an official file of 2.8 GB a tenth is used: its full content is not read to name the cache.
     """
-    states: list[tuple] = []
-    for file in files:
-        if isinstance(file, RemoteFile):
-            states.append((file.name, file.size, file.version))
-            continue
-        if not file.is_file():
-            raise InputError(f"{file}: expected a table of events, found no file; check the path")
-        states.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
-    content = json.dumps([STORE_VERSION, states, limit])
+    missing = [file for file in files if not Path(str(file)).is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: expected a table of events, found no file; check the path")
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    content = json.dumps([STORE_VERSION, stats, limit])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from data.catalog import dataset
 from data.loaders.common import (
-    File,
     LoadedDataset,
     Paths,
     binary_labels,
@@ -77,8 +76,8 @@ def _load(
     require_both_classes: bool,
     kind: type["JetDataset"],
 ) -> "JetDataset":
-    with source_files(dataset(name), source, profile, path, _simulate) as (source, files, limit):
-        store = stored("jets", first_events(files, limit, _check), _jets, SHAPE, NUMBERS)
+    source, files, limit = source_files(dataset(name), source, profile, path, _simulate)
+    store = stored("jets", first_events(files, limit, _check), _jets, SHAPE, NUMBERS)
     y = store.numbers["y"]
     if require_both_classes:
         check_both_classes(y, store.files, CLASSES)
@@ -95,10 +94,10 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
     from data.simulate.jets import generate
 
     n_events = catalog["events"][profile]
-    return [generate(n_events + n_events % 2, paths.STANDIN)], n_events
+    return [generate(n_events, paths.STANDIN)], n_events
 
 
-def _check(file: File) -> tuple[int, Keys]:
+def _check(file: Path) -> tuple[int, Keys]:
     """Number of jets, and the columns to read: with a low resolution, to compare, if there is one.
 
     In the HDF5 edition channels come last.
@@ -107,12 +106,12 @@ def _check(file: File) -> tuple[int, Keys]:
         dataset(name)["file"][0]["keys"] for name in ("quark_gluon", "quark_gluon_superresolution")
     )
     if not _is_hdf5(file):
-        return nested_parquet.check_parquet(file, low, plain)
+        return nested_parquet.layout_of(file, low, plain)
     keys = {**plain, "X_jets": {"shape": [-1, *SHAPE[1:], SHAPE[0]], "dtype": "float32"}}
     return hdf5.check_images_file(file, keys), keys
 
 
-def _is_hdf5(file: File) -> bool:
+def _is_hdf5(file: Path) -> bool:
     return str(file).endswith(HDF5_SUFFIXES)
 
 
@@ -131,7 +130,7 @@ def _jets(part: Part) -> Iterator[Chunk]:
         first += len(y)
 
 
-def _compare(file: File, chunk: Mapping[str, np.ndarray], first: int) -> None:
+def _compare(file: Path, chunk: Mapping[str, np.ndarray], first: int) -> None:
     """Refuse files whose low resolution is not the pooled high one."""
     ours = low_resolution(chunk["X_jets"])
     close = np.isclose(ours, chunk["X_jets_LR"], rtol=TOLERANCE, atol=TOLERANCE)

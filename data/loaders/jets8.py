@@ -8,7 +8,6 @@ import numpy as np
 
 from data.catalog import dataset
 from data.loaders.common import (
-    File,
     LoadedDataset,
     Paths,
     binary_labels,
@@ -52,19 +51,19 @@ def load_jets8(
     from data.simulate.jets8 import sizes_of
 
     catalog = _catalog(labelled)
-    with source_files(catalog, source, profile, path, _simulate) as (source, files, limit):
-        sizes = {} if limit is None else sizes_of(limit)
-        keys = {file: _keys(file) for file in files}
+    source, files, limit = source_files(catalog, source, profile, path, _simulate)
+    sizes = {} if limit is None else sizes_of(limit)
+    keys = {file: _keys(file) for file in files}
 
-        def check(file: File) -> tuple[int, Keys]:
-            return check_images_file(file, keys[file], label="Y"), keys[file]
+    def check(file: Path) -> tuple[int, Keys]:
+        return check_images_file(file, keys[file], label="Y"), keys[file]
 
-        free, marked = (
-            first_events([f for f in files if ("Y" in keys[f]) == with_y], sizes.get(kind), check)
-            for kind, with_y in (("unlabelled", False), ("labelled", True))
-        )
-        unlabelled = stored("jets8", free, _jets, SHAPE)
-        store = stored("jets8", marked, _jets, SHAPE, NUMBERS)
+    free, marked = (
+        first_events([f for f in files if ("Y" in keys[f]) == with_y], sizes.get(kind), check)
+        for kind, with_y in (("unlabelled", False), ("labelled", True))
+    )
+    unlabelled = stored("jets8", free, _jets, SHAPE)
+    store = stored("jets8", marked, _jets, SHAPE, NUMBERS)
     y = store.numbers["Y"].astype(np.int64)
     if require_both_classes:
         check_both_classes(y, files, CLASSES)
@@ -104,7 +103,7 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
     return [unlabelled, full][: len(catalog["file"])], n_events
 
 
-def _keys(file: File) -> Keys:
+def _keys(file: Path) -> Keys:
     """The datasets to read."""
     with open_hdf5(file) as found:
         numbers = [key for key in NUMBERS if key in found]

@@ -1,19 +1,16 @@
 """Images of any source files as one sparse store in the cache, built once, with their numbers."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.loaders.common import File
-from data.readers.remote_file import RemoteFile
+from data.loaders.common import files_fingerprint
 from e2e_utils import paths
-from e2e_utils.files import atomic_path, sha256
+from e2e_utils.files import atomic_path
 from e2e_utils.sparse_images import Shape, SparseImages, index_dtype
 
-STORE_VERSION = 1  # raise it when the stores' layout or the treatment of their values changes
 NO_CONTENT = "0" * 16  # fingerprint of a store without events
 
 Keys = Mapping[str, Mapping]  # datasets or columns, in the form of data/catalog.toml
@@ -23,7 +20,7 @@ Chunk = dict[str, np.ndarray]  # "images" (b, C, H, W), and numbers (b,) by name
 class Part(NamedTuple):
     """The first events of a file."""
 
-    file: File
+    file: Path
     rows: int
     keys: Keys  # what of the file is read
 
@@ -34,11 +31,11 @@ class Store(NamedTuple):
     images: SparseImages  # N events
     numbers: dict[str, np.ndarray]  # (N,) each
     fingerprint: str  # 16 hex digits
-    files: list[File]
+    files: list[Path]
 
 
 def first_events(
-    files: Iterable[File], limit: int | None, check: Callable[[File], tuple[int, Keys]]
+    files: Iterable[Path], limit: int | None, check: Callable[[Path], tuple[int, Keys]]
 ) -> list[Part]:
     """The files that are needed for the first ``limit`` events (None: all), and how many of each.
 
@@ -90,13 +87,3 @@ def stored(
                 np.save(temporary / f"{key}.npy", np.concatenate(values))
     loaded = {key: np.load(folder / f"{key}.npy") for key in numbers}
     return Store(SparseImages.open(folder / "images"), loaded, fingerprint, files)
-
-
-def files_fingerprint(name: str, files: Sequence[File], lengths: Sequence[int]) -> str:
-    """16 hex digits that change with the content of the files, their order and the limits."""
-    contents = [
-        [file.name, file.size, file.version] if isinstance(file, RemoteFile) else sha256(file)
-        for file in files
-    ]
-    content = json.dumps([name, STORE_VERSION, contents, list(lengths)])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]

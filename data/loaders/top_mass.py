@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from data.catalog import dataset
-from data.loaders.common import File, LoadedDataset, Paths, described, source_files
+from data.loaders.common import LoadedDataset, Paths, described, source_files
 from data.loaders.stores import Chunk, Keys, Part, first_events, stored
-from data.readers.nested_parquet import check_parquet, iter_columns
+from data.readers.nested_parquet import iter_columns, layout_of
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.sparse_images import SparseImages
@@ -45,9 +45,9 @@ def load_top_mass(
     if conditions != "nominal" and path is None:
         source = "standin"
     simulate = partial(_simulate, conditions=conditions)
-    with source_files(dataset("top_mass"), source, profile, path, simulate) as (source, files, n):
-        shape = (len(CHANNELS), SIZE, SIZE)
-        store = stored("top_mass", first_events(files, n, _check), _jets, shape, tuple(NAMES))
+    source, files, limit = source_files(dataset("top_mass"), source, profile, path, simulate)
+    shape = (len(CHANNELS), SIZE, SIZE)
+    store = stored("top_mass", first_events(files, limit, _check), _jets, shape, tuple(NAMES))
     what = f"{len(store.images):,} boosted tops"
     return TopMassDataset(
         store.images, **store.numbers, **described(source, store.files, store.fingerprint, what)
@@ -61,11 +61,11 @@ def _simulate(catalog: dict, profile: str, conditions: str) -> tuple[Sequence[Pa
     return [generate(n_events, paths.STANDIN, conditions=conditions)], n_events
 
 
-def _check(file: File) -> tuple[int, Keys]:
+def _check(file: Path) -> tuple[int, Keys]:
     """Number of jets, and the columns to read, by their names in the file."""
     images = {"X_jet": {"shape": [-1, -1, SIZE, SIZE], "dtype": "float64"}}
     number = {"shape": [-1], "dtype": "float64"}
-    return check_parquet(
+    return layout_of(
         file, *(images | dict.fromkeys(names, number) for names in product(*NAMES.values()))
     )
 

@@ -13,7 +13,6 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,12 +26,11 @@ from e2e_utils.files import atomic_path
 BLOCK_BYTES = 16_000_000  # of text a step: with the parsed numbers, 60 MB of memory
 FETCH_AGAIN = "get the file again (make data) or give another one"
 CORRECT = "correct the line, or leave it out"
-Source = Path | BinaryIO  # an open file, from its beginning, prints as its name
 LARGEST = float(np.finfo(np.float32).max)
 
 
 def iter_events(
-    path: Source, n_features: int, max_rows: int | None = None
+    path: str | Path, n_features: int, max_rows: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (features (b, F) float32, labels (b,) uint8) of the first ``max_rows`` events.
 
@@ -40,7 +38,7 @@ def iter_events(
     missing, empty or truncated file, a wrong number of columns, text, values that are not finite
     and labels other than 0 and 1.
     """
-    rows, separator = 0, None
+    path, rows, separator = Path(path), 0, None
     for block in _blocks(path):
         if separator is None:
             separator = _separator(block)
@@ -56,7 +54,7 @@ def iter_events(
 
 
 def build_store(
-    files: Sequence[Source], n_features: int, folder: Path, max_rows: int | None = None
+    files: Sequence[Path], n_features: int, folder: Path, max_rows: int | None = None
 ) -> None:
     """Parse the files, one after the other, into a store; atomic, and bounded in memory."""
     digest, rows, labels = hashlib.sha256(), 0, []
@@ -96,15 +94,13 @@ def open_store(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
     return features, y, fingerprint
 
 
-def _open(path: Source) -> AbstractContextManager[BinaryIO]:
-    if not isinstance(path, Path):
-        return gzip.open(path) if str(path).endswith(".gz") else nullcontext(path)
+def _open(path: Path) -> BinaryIO:
     if not path.is_file():
         raise InputError(f"{path}: expected a table of events, found no file; check the path")
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def _blocks(path: Source) -> Iterator[bytes]:
+def _blocks(path: Path) -> Iterator[bytes]:
     """Whole lines, about ``BLOCK_BYTES`` at a time; the last line may lack its newline."""
     rest = b""
     with _open(path) as stream:
@@ -135,9 +131,7 @@ def _first_lines(block: bytes, count: int) -> bytes:
     return b"".join(block.splitlines(keepends=True)[:count])
 
 
-def _parse(
-    path: Source, block: bytes, separator: bytes, n_features: int, before: int
-) -> np.ndarray:
+def _parse(path: Path, block: bytes, separator: bytes, n_features: int, before: int) -> np.ndarray:
     """(lines, 1 + F) float32; ``before`` is the number of lines in front of this block."""
     if separator == b" ":
         block = re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t\r]+", b" ", block))
@@ -166,9 +160,7 @@ def _parse(
     return values
 
 
-def _defect(
-    path: Source, block: bytes, separator: bytes, n_features: int, before: int
-) -> InputError:
+def _defect(path: Path, block: bytes, separator: bytes, n_features: int, before: int) -> InputError:
     """The error for the first line of a block that is not an event."""
     for number, raw in enumerate(block.splitlines(), before + 1):
         cells = raw.decode(errors="replace").split(separator.decode())

@@ -81,7 +81,12 @@ def open_parquet(source: Source) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def check_parquet(source: Source, *layouts: Keys) -> tuple[int, Keys]:
+def check_parquet(source: Source, keys: Keys) -> int:
+    """Compare the columns with ``keys``, as `layout_of` does; return the number of rows."""
+    return layout_of(source, keys)[0]
+
+
+def layout_of(source: Source, *layouts: Keys) -> tuple[int, Keys]:
     """The number of rows, and which of the ``layouts`` the file has: the first that fits.
 
     Images must be lists of lists of lists of floats; the lengths of the lists are checked as they
