@@ -112,11 +112,6 @@ def load_training_state(accelerator: Accelerator, folder: str | Path) -> dict | 
         ) from error
 
 
-def clear_training_state(folder: str | Path) -> None:
-    """Forget every saved state, so that the next training starts from the beginning."""
-    remove(Path(folder))
-
-
 def _states(folder: Path) -> list[Path]:
     """Complete states, the oldest first."""
     found = folder.iterdir() if folder.is_dir() else ()

@@ -84,12 +84,6 @@ def log_loss(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None)
     return float(np.average(-np.log(np.where(y == 1, score, 1 - score)), weights=weight))
 
 
-def brier_score(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Mean squared difference of probability and label."""
-    y, score, weight = _checked(y, score, weight)
-    return float(np.average((score - y) ** 2, weights=weight))
-
-
 def mean_absolute_error(
     y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
 ) -> float:

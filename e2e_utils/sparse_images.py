@@ -82,18 +82,11 @@ class SparseImages:
         return cls(_cumulative(counts), index, value, dense.shape[1:])
 
     @classmethod
-    def from_chunks(
-        cls, chunks: Iterable[np.ndarray], folder: str | Path, **arrays: np.ndarray
-    ) -> "SparseImages":
-        """Stream dense chunks (b, C, H, W) into a store at ``folder``; atomic.
-
-        ``arrays`` (labels, for example) are stored beside the images as ``<name>.npy``.
-        """
+    def from_chunks(cls, chunks: Iterable[np.ndarray], folder: str | Path) -> "SparseImages":
+        """Stream dense chunks (b, C, H, W) into a store at ``folder``; atomic."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             _write_chunks(temporary, chunks)
-            for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
         return cls.open(folder)
 
     @classmethod
@@ -112,15 +105,6 @@ class SparseImages:
                 "it is built again from the source files"
             ) from error
         return cls(offsets, index, value, shape)
-
-    def save(self, folder: str | Path) -> None:
-        """Write these events (of a view: only its own) as a store; atomic."""
-        offsets, index, value = self.events()
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            for name, array in (("offsets", offsets), ("index", index), ("value", value)):
-                np.save(temporary / f"{name}.npy", array)
-            (temporary / "store.json").write_text(json.dumps({"shape": self.shape}))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1 if self._rows is None else len(self._rows)

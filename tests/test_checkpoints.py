@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from e2e_utils.checkpoints import (
-    clear_training_state,
     load_training_state,
     load_weights,
     read_card,
@@ -142,11 +141,8 @@ def test_full_disk_while_saving_a_state(tmp_path, monkeypatch) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["000000"]
 
 
-def test_no_state_and_cleared_state(tmp_path) -> None:
+def test_no_state(tmp_path) -> None:
     assert load_training_state(Accelerator(cpu=True), tmp_path / "none") is None
-    train(tmp_path / "state", 2)
-    clear_training_state(tmp_path / "state")
-    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize("damage", ["other model", "cut"])
