@@ -10,9 +10,9 @@ from data.readers.nested_parquet import (
     dense,
     iter_columns,
     layout_of,
-    name_of,
     nested,
 )
+from data.readers.source import name_of
 from e2e_utils.errors import InputError
 
 SHAPE = (3, 4, 5)

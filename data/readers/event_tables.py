@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from data.readers.source import FETCH_AGAIN
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
 
 BLOCK_BYTES = 16_000_000  # of text a step: with the parsed numbers, 60 MB of memory
-FETCH_AGAIN = "get the file again (make data) or give another one"
 CORRECT = "correct the line, or leave it out"
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -5,30 +5,21 @@ Every refusal is one line: which file, what was expected, what was found, what t
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 import h5py
 import numpy as np
 
+from data.readers.source import FETCH_AGAIN, Source, check_present
 from e2e_utils.errors import InputError
 
 CHUNK_EVENTS = 2000
 CHUNK_BYTES = 64_000_000  # of a chunk of large images, so that memory does not grow with the file
-FETCH_AGAIN = "get the file again (make data) or give another one"
-
-Source = str | Path | BinaryIO  # a seekable binary file prints as its name
 
 
 @contextmanager
 def open_hdf5(path: Source) -> Iterator[h5py.File]:
     """Open for reading; raises InputError if missing, empty, cut short or not HDF5."""
-    if isinstance(path, str | Path):
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: expected an HDF5 file, found none; check the path")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: expected an HDF5 file, found an empty file; {FETCH_AGAIN}")
+    check_present(path, "an HDF5 file")
     try:
         # A lock guards against a writer, and our files are complete before they get their name. It
         # would fail on file systems without flock (DVS, some mounts of Lustre).

@@ -11,21 +11,18 @@ open). So a file is opened once to be checked and once to be read, and never two
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.readers.source import FETCH_AGAIN, Source, check_present, name_of
 from e2e_utils.errors import InputError
 
 CHUNK_EVENTS = 100  # jets of 3 x 125 x 125 doubles: 38 MB, and as much again while they are decoded
 BUFFER_BYTES = 1 << 20  # of a column, so that a row group need not fit into memory
-FETCH_AGAIN = "get the file again (make data) or give another one"
 OFFICIAL_SHAPE = "bring it to the official schema (data/README.md)"
 
-Source = str | Path | BinaryIO
 Keys = Mapping[str, Mapping]  # columns with their shapes, as in data/catalog.toml
 
 
@@ -56,26 +53,16 @@ def dense(lists: pa.Array, shape: Sequence[int]) -> np.ndarray | None:
         return np.asarray(values).astype(np.float32).reshape(len(lists), *shape)
 
 
-def name_of(source: Source) -> str:
-    """What error messages call a file."""
-    return str(source if isinstance(source, str | Path) else getattr(source, "name", "the file"))
-
-
 @contextmanager
 def open_parquet(source: Source) -> Iterator[pq.ParquetFile]:
     """Open for reading; raises InputError if missing, empty, cut short or not parquet."""
-    name = name_of(source)
-    if isinstance(source, str | Path):
-        if not Path(source).is_file():
-            raise InputError(f"{name}: expected a parquet file, found none; check the path")
-        if Path(source).stat().st_size == 0:
-            raise InputError(f"{name}: expected a parquet file, found an empty file; {FETCH_AGAIN}")
+    check_present(source, "a parquet file")
     try:
         file = pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise InputError(
-            f"{name}: expected a complete parquet file, found a truncated one or something else; "
-            f"{FETCH_AGAIN}"
+            f"{name_of(source)}: expected a complete parquet file, found a truncated one or "
+            f"something else; {FETCH_AGAIN}"
         ) from error
     with file:
         yield file
@@ -119,15 +106,13 @@ def iter_columns(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns of ``keys`` in chunks of rows: images float32, numbers float64.
 
-    Stops after ``n_events`` rows, of which only the row groups are read. Raises InputError for an
-    image of another shape, a missing value, a NaN or an infinity (file and event), or damage.
+    Stops after ``n_events`` rows; at most a chunk more is decoded. Raises InputError for an image
+    of another shape, a missing value, a NaN or an infinity (file and event), or damage.
     """
     name, done = name_of(source), 0
     with open_parquet(source) as file:
         stop = min(file.metadata.num_rows, math.inf if n_events is None else n_events)
-        batches = file.iter_batches(
-            chunk, row_groups=_first_groups(file, stop), columns=list(keys), use_threads=False
-        )
+        batches = file.iter_batches(min(chunk, stop), columns=list(keys), use_threads=False)
         while done < stop:
             try:
                 batch = next(batches).slice(0, stop - done)
@@ -141,15 +126,6 @@ def iter_columns(
                 for key, schema in keys.items()
             }
             done += len(batch)
-
-
-def _first_groups(file: pq.ParquetFile, rows: int) -> range:
-    """The row groups that hold the first ``rows``."""
-    group = 0
-    while rows > 0:
-        rows -= file.metadata.row_group(group).num_rows
-        group += 1
-    return range(group)
 
 
 def _column(name: str, key: str, values: pa.Array, shape: Sequence[int], start: int) -> np.ndarray:
