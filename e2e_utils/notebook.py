@@ -1,7 +1,6 @@
 """What a notebook needs around its physics: its definitions for tests, its run, its results."""
 
 import ast
-import importlib.metadata
 import platform
 import re
 import sys
@@ -23,20 +22,11 @@ from e2e_utils.machine import available_cores, device_name
 from e2e_utils.metric_text import METRIC_NAMES, format_entry
 from e2e_utils.paths import list_tasks, run_directory, script_path
 from e2e_utils.profiles import PROFILES, SOURCES, check_choice
+from e2e_utils.versions import library_versions
 
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 MOST_COLUMNS = 7  # of the table at the beginning of a notebook
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "torch_geometric",
-    "accelerate",
-    "numpy",
-    "scikit-learn",
-    "onnx",
-    "onnxruntime",
-)
 DISPLAY_ID = "results"
 
 
@@ -114,7 +104,7 @@ class Run:
             "cores": available_cores(),
             "seconds": seconds,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
+            "versions": library_versions(),
         }
         metrics = {
             "task": self.task,
@@ -137,15 +127,6 @@ def start_run(task: str, profile: str, data_source: str = "auto") -> Run:
     return Run(task, profile, data_source, directory)
 
 
-def versions() -> dict[str, str]:
-    """Version of Python and of the packages that results depend on, where installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def environment_summary(profile: str) -> str:

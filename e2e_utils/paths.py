@@ -26,6 +26,11 @@ def script_path(task: str) -> Path:
     return ROOT / task / f"{task}.py"
 
 
+def display_path(path: Path) -> str:
+    """A path as messages show it: relative to the repository where it lies in it."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def list_tasks() -> list[str]:
     """Names of the task folders, in the order of the brief."""
     return sorted(p.parent.name for p in ROOT.glob("*task*/*.py") if p.stem == p.parent.name)

@@ -9,7 +9,8 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
-from tools.provenance import display_path, hash_files
+from e2e_utils.paths import display_path
+from tools.provenance import hash_files
 
 TITLE = "End-to-end deep learning on CMS detector data: all reports"
 

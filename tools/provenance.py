@@ -5,24 +5,22 @@ Standard library only: `make all` asks this for every task before anything heavy
 
 import hashlib
 import json
-import platform
 import re
 import tomllib
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
+from tools.imported_code import code_hash, imported_modules
 from tools.notebook_outputs import joined
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "onnx", "onnxruntime", "accelerate", "h5py")
-# What a run writes into its folder beside the notebook and metrics.json.
 PRODUCT_PATTERNS = ("*.safetensors", "*.onnx", "*.csv")
 # Sources that a task folder may hold beside its script.
 SOURCE_SUFFIXES = (".py", ".cc", ".h", ".sh")
 LOADED_TASK = re.compile(r"""load_definitions\(["'](\w+)["']\)""")
+SIMULATION = "data/simulate/"
 
 
 def check_task(task: str) -> str:
@@ -33,11 +31,6 @@ def check_task(task: str) -> str:
             f"choose from {', '.join(paths.list_tasks()) or 'none yet'}"
         )
     return task
-
-
-def display_path(path: Path) -> str:
-    """A path as messages show it: relative to the repository where it lies in it."""
-    return str(path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path)
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -54,13 +47,24 @@ def source_hash(task: str) -> str:
     return hash_files(path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES)
 
 
-def upstream_state(task: str) -> list[object]:
-    """Sources and published weights of the tasks whose networks a script builds on."""
-    script = paths.script_path(task).read_text(encoding="utf-8")
-    return [
-        [other, source_hash(other), product_hashes(paths.WEIGHTS / other)]
-        for other in sorted(set(LOADED_TASK.findall(script)))
-    ]
+def upstream_tasks(task: str) -> list[str]:
+    """The tasks whose networks a script builds on."""
+    return sorted(set(LOADED_TASK.findall(paths.script_path(task).read_text(encoding="utf-8"))))
+
+
+def code_state(task: str, data_source: str, data: str | None = None) -> dict[str, str]:
+    """File -> hash of its code, of everything beside the script that a run executes.
+
+    Those are the modules that it imports, and scripts whose definitions it loads with theirs. The
+    simulation counts only where events of it may be used.
+    """
+    without = SIMULATION if data_source == "official" or data else None
+    code = imported_modules(paths.script_path(task), without)
+    for other in upstream_tasks(task):
+        script = paths.script_path(other)
+        code |= imported_modules(script, SIMULATION)
+        code[f"{other}/{script.name}"] = code_hash(script.read_text(encoding="utf-8"))
+    return dict(sorted(code.items()))
 
 
 def data_files(data: str | None) -> list[Path]:
@@ -75,7 +79,7 @@ def data_files(data: str | None) -> list[Path]:
 def data_state(task: str, data_source: str, data: str | None = None) -> str:
     """16 hex digits that change when a task's events can change, without reading any event.
 
-    Named files and official files count by name, size and time; stand-in events by the sources
+    Named files and official files count by name, size and time; stand-in events by the modules
     that simulate them and by the catalog's numbers of events.
     """
     state: list[object] = [data_source]
@@ -93,7 +97,8 @@ def data_state(task: str, data_source: str, data: str | None = None) -> str:
             names = [file["name"] for entry in entries.values() for file in entry.get("file", [])]
             files = [paths.OFFICIAL / name for name in names if (paths.OFFICIAL / name).is_file()]
         if data_source != "official":
-            state.append(hash_files((paths.ROOT / "data" / "simulate").glob("*.py")))
+            modules = imported_modules(paths.script_path(task))
+            state.append([item for item in modules.items() if item[0].startswith(SIMULATION)])
     for path in files:
         stat = path.stat()
         state.append([path.name, stat.st_size, stat.st_mtime_ns])
@@ -106,8 +111,8 @@ def run_key(task: str, profile: str, data_source: str, data: str | None = None) 
         profile,
         data_state(task, data_source, data),
         source_hash(task),
-        hash_files((paths.ROOT / "e2e_utils").rglob("*.py")),
-        json.dumps(upstream_state(task)),
+        json.dumps(code_state(task, data_source, data)),
+        json.dumps([product_hashes(paths.WEIGHTS / other) for other in upstream_tasks(task)]),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -121,10 +126,14 @@ def read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def products(folder: Path) -> list[Path]:
+    """What a run wrote into its folder beside the notebook and metrics.json."""
+    return sorted(path for pattern in PRODUCT_PATTERNS for path in folder.glob(pattern))
+
+
 def product_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every product in a run's folder."""
-    files = sorted(path for pattern in PRODUCT_PATTERNS for path in folder.glob(pattern))
-    return {path.name: sha256(path) for path in files}
+    return {path.name: sha256(path) for path in products(folder)}
 
 
 def stale_reason(folder: Path, task: str, key: str | None = None) -> str | None:
@@ -151,17 +160,6 @@ def up_to_date(task: str, profile: str, data_source: str, data: str | None = Non
     """Whether running the notebook again would change nothing."""
     key = run_key(task, profile, data_source, data)
     return stale_reason(paths.run_directory(profile, task), task, key) is None
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def notebook_hash(nb: dict) -> str:

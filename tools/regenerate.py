@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.machine import available_cores
+from e2e_utils.paths import display_path
 from e2e_utils.profiles import PROFILES, SOURCES
 from tools.kernel_variables import kernel_variables
 from tools.pdf_book import update_book
 from tools.provenance import (
     check_task,
-    display_path,
     notebook_hash,
     pdf_hashes,
     read_json,

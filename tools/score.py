@@ -12,8 +12,9 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.onnx_export import open_session
+from e2e_utils.paths import display_path
 from e2e_utils.profiles import PROFILES
-from tools.provenance import check_task, display_path
+from tools.provenance import check_task
 
 CLASSIFICATION = "binary_classification"
 KINDS = {  # of models -> the module that scores them

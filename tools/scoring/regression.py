@@ -8,7 +8,7 @@ import pandas as pd
 
 from data.loaders.common import LoadedDataset
 from e2e_utils.evaluation import evaluate_regression
-from tools.provenance import display_path
+from e2e_utils.paths import display_path
 from tools.scoring.events import raw_batches, write_table
 from tools.wording import entries_text
 

@@ -10,7 +10,7 @@ from data.loaders.common import LoadedDataset
 from e2e_utils.fidelity import fpd
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
 from e2e_utils.metric_text import format_entry, metric_name
-from tools.provenance import display_path
+from e2e_utils.paths import display_path
 from tools.scoring.events import write_table
 
 BATCH = 50  # jets
