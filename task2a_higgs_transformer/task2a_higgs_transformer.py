@@ -1727,6 +1727,7 @@ metrics = run.save_metrics(
         "description": dataset.description,
         **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[f"{TASK}.onnx", "fine_tuned_seed*", "autoencoder.*"],
     seeds=list(range(CONFIG.seeds[0])),
     headline="roc_auc",
     metrics=results["fine-tuned", 0],

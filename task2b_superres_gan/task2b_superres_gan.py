@@ -1479,6 +1479,7 @@ metrics = run.save_metrics(
         "description": dataset.description,
         **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[f"{TASK}.onnx", "gan_seed*", "likelihood.onnx"],
     seeds=list(CONFIG.seeds),
     headline="fpd",
     metrics=results["gan"],

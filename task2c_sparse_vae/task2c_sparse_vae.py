@@ -1728,6 +1728,7 @@ metrics = run.save_metrics(
         "source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description,
         "unlabelled": len(dataset.unlabelled), **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[f"{TASK}.*", "dense.onnx", "sparse.onnx", "sparse_pruned.onnx"],
     seeds=list(range(CONFIG.seeds)), headline="roc_auc", metrics=results["dense pruned"],
     baselines={name.replace(" ", "_"): for_metrics(name) for name in ("constant", "gradient boosting", "scratch")},
     arms=arms, floors={},

@@ -2371,6 +2371,7 @@ metrics = run.save_metrics(
         "description": dataset.description,
         **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[f"{TASK}.onnx", "diffusion_seed0.*", "codec.*", "totals_seed0.*"],
     seeds=list(range(CONFIG.schedules["diffusion"].seeds)),
     headline="c2st_auc_high",
     metrics=results["diffusion"],

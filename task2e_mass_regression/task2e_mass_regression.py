@@ -1365,6 +1365,11 @@ metrics = run.save_metrics(
         "description": dataset.description,
         **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[
+        f"{TASK}.onnx",
+        "conditional_density.*",
+        *(f"all_channels_seed{s}.*" for s in CONFIG.seeds if s != best[1]),
+    ],
     seeds=list(CONFIG.seeds),
     headline="mae",
     metrics=results[MAIN] | {"coverage_68": coverage},

@@ -1580,6 +1580,12 @@ metrics = run.save_metrics(
         "unlabelled": len(unlabelled),
         **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[
+        f"{TASK}.onnx",
+        "scratch.onnx",
+        "transformer.onnx",
+        f"{headline.replace(' ', '_')}_finetuned.*",
+    ],
     seeds=list(seeds),
     headline="roc_auc",
     metrics=results[headline, 1.0],

@@ -1572,6 +1572,7 @@ metrics = run.save_metrics(
         "description": dataset.description,
         **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[f"{TASK}.onnx", f"{headline.replace(' ', '_')}_seed*"],
     seeds=list(range(CONFIG.seeds[headline])),
     headline="roc_auc",
     metrics=results[headline],

@@ -2037,6 +2037,7 @@ metrics = run.save_metrics(
         "source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description,
         "unlabelled": n_free, **{part: len(rows) for part, rows in splits._asdict().items()},
     },
+    published=[f"{TASK}.onnx", "distilled_seed*"],
     seeds=list(CONFIG.seeds),
     headline="roc_auc",
     metrics=results[HEADLINE],

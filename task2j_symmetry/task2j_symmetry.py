@@ -2070,6 +2070,7 @@ metrics = run.save_metrics(
     title="Task 2j: hidden symmetries of rotated MNIST",
     data={"source": digits.source, "fingerprint": digits.fingerprint, "description": digits.description,
           **{part: len(rows) for part, rows in splits._asdict().items()}},
+    published=[f"{TASK}.onnx", "encoder.onnx", "flow.onnx", "vae.*", "discovered_*", "invariant_network.*"],
     seeds=list(CONFIG.seeds),
     headline="rotation_cosine",
     metrics=headline | {
