@@ -44,7 +44,7 @@ help:  ## this text
 all: $(READY)  ## environment, data, every notebook executed, weights, PDFs, book.pdf (build/PROFILE/)
 	@$(PY) -m tools.regenerate $(FLAGS)
 
-test: $(READY)  ## the test suite
+test: $(READY) check  ## the test suite, after make check
 	@$(PY) -m pytest
 
 data: $(READY)  ## only the data of every task
@@ -68,8 +68,8 @@ results: $(READY)  ## results table of README.md and model cards, from weights/*
 badges: $(READY)  ## Colab badges in the results table of README.md: REPO=owner/name
 	@$(PY) -m tools.badges "$(REPO)"
 
-check: $(READY)  ## published notebooks, weights, tables and sources agree; code style
-	@$(PY) -m tools.check_notebooks
+check: $(READY)  ## published notebooks, weights, tables fit together; code style [STRICT=1: nothing stale]
+	@$(PY) -m tools.check_notebooks $(if $(filter-out 0,$(STRICT)),--strict)
 
 bench: $(READY)  ## speed ratios: simulation, loading, training, inference
 	@$(PY) -m benchmarks

@@ -89,6 +89,7 @@ METRICS_SCHEMA = {
         "variants": {},
         "parameters": _COUNT,
         "flops": _COUNT,
+        "published": {"type": "array", "items": {"type": "string"}, "minItems": 1},
         "device": {"type": "string"},
         "seconds": _COUNT,
         "provenance": {"type": "object"},

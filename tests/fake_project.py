@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from e2e_utils import paths
 from tools.notebook_pdf.exporter import notebook_to_pdf
-from tools.provenance import product_hashes, run_key, source_hash
+from tools.provenance import code_state, product_hashes, run_key, source_hash
 
 TASK = "task_demo"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,10 +51,11 @@ def make_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_repository(root: Path, scripts: dict[str, str]) -> None:
     """A repository that can run by itself: the real tools, percent scripts, hardly any data."""
     (root / "e2e_utils").mkdir(parents=True)
-    for name in ("__init__", "paths", "errors", "files", "profiles"):
+    for name in ("__init__", "paths", "errors", "figures", "files", "profiles", "versions"):
         shutil.copy(REPOSITORY / "e2e_utils" / f"{name}.py", root / "e2e_utils")
     shutil.copytree(REPOSITORY / "tools", root / "tools")
     (root / "data").mkdir()
+    (root / "data" / "__init__.py").touch()  # else an installed package of this name is found
     (root / "data" / "loaders.py").write_text(
         "def prepare(task, profile, source):\n    return f'{task}: {source} ready'\n"
     )
@@ -167,7 +168,12 @@ def executed_notebook(stamp: dict) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=cells, metadata={"e2e": stamp})
 
 
-def finished_run(profile: str = "quick", auc: float = 0.8, source: str = "standin") -> Path:
+def finished_run(
+    profile: str = "quick",
+    auc: float = 0.8,
+    source: str = "standin",
+    published: list[str] | None = None,
+) -> Path:
     """Write build/<profile>/task_demo/ as a complete run would leave it."""
     folder = paths.run_directory(profile, TASK)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +191,9 @@ def finished_run(profile: str = "quick", auc: float = 0.8, source: str = "standi
     nbformat.write(nb, folder / f"{TASK}.ipynb")
     (folder / f"{TASK}.pdf").write_bytes(notebook_to_pdf(nb, folder, TASK))
     metrics = metrics_of(profile, auc, source)
-    metrics["provenance"] = {**stamp, "products": product_hashes(folder)}
+    if published:
+        metrics["published"] = published
+    code = code_state(TASK, "auto")
+    metrics["provenance"] = {**stamp, "code": code, "products": product_hashes(folder)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder

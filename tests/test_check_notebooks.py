@@ -9,9 +9,11 @@ import pytest
 from fake_project import TASK, finished_run, make_project
 
 from e2e_utils import paths
-from tools import check_notebooks
+from tools import check_notebooks, published_files, staleness
 from tools.check_notebooks import generated_problems, machine_paths, task_problems
 from tools.publish import publish
+from tools.results_table import generated_texts
+from tools.staleness import stale_reasons
 
 
 @pytest.fixture
@@ -64,12 +66,57 @@ def test_changed_notebooks_are_found(
     assert any(expected in problem for problem in task_problems(TASK))
 
 
-def test_a_changed_script_is_found(published: Path) -> None:
-    script = paths.script_path(TASK)
+@pytest.fixture
+def exit_code(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Of the command, without ruff."""
+    monkeypatch.setattr(check_notebooks, "ruff_problems", list)
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            check_notebooks.main([*arguments])
+        return end.value.code
+
+    return run
+
+
+def test_a_changed_script_makes_its_notebook_stale(
+    published: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named and fails only with STRICT; README may mark it or not."""
+    assert exit_code("--strict") == 0
+    script, readme = paths.script_path(TASK), published / "README.md"
     script.write_text(script.read_text().replace("1 + 1", "1 + 3"))
-    problems = task_problems(TASK)
-    assert any("another version" in problem for problem in problems)
-    assert any("cell 3 differs" in problem for problem in problems)
+    for text in (readme.read_text(), generated_texts()[readme]):
+        readme.write_text(text)
+        assert exit_code() == 0
+        assert "stale: task_demo.ipynb: cell 3 differs from task_demo.py" in capsys.readouterr().out
+        assert exit_code("--strict") == 1
+    assert ".ipynb) (stale) ·" in readme.read_text()
+    assert "*Stale*: the script was changed after this run" in readme.read_text()
+    (script.parent / "core.cc").write_text("int x;")
+    script.write_text(script.read_text().replace("1 + 3", "1 + 1"))
+    assert stale_reasons(TASK) == [
+        "task_demo.ipynb: executed with other sources beside task_demo.py"
+    ]
+    finished_run("quick")
+    publish(TASK, "quick")
+    assert "stale" not in readme.read_text().lower()
+
+
+def test_changed_code_is_named(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stale_reasons(TASK) == []
+    monkeypatch.setattr(staleness, "code_state", lambda *_: {"e2e_utils/files.py": "a"})
+    assert stale_reasons(TASK) == [f"{TASK}: made with earlier code of e2e_utils/files.py"]
+    path = paths.WEIGHTS / TASK / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["provenance"]["code"]
+    path.write_text(json.dumps(metrics))
+    assert "made with earlier code, of which no hashes were recorded" in stale_reasons(TASK)[0]
+
+
+def test_too_many_bytes_are_found(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_files, "TASK_LIMIT", 50)
+    assert any("expected at most 0 MB of weights and models" in p for p in task_problems(TASK))
 
 
 def test_damaged_weights_are_found(published: Path) -> None:
@@ -106,16 +153,11 @@ def test_machine_paths() -> None:
 
 
 def test_the_command_lists_problems_and_exits_with_1(
-    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    published: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check_notebooks, "ruff_problems", list)
-    with pytest.raises(SystemExit) as end:
-        check_notebooks.main([])
-    assert end.value.code == 0
+    assert exit_code() == 0
     (paths.WEIGHTS / TASK / f"{TASK}.pdf").unlink()
-    with pytest.raises(SystemExit) as end:
-        check_notebooks.main([TASK])
-    assert end.value.code == 1
+    assert exit_code(TASK) == 1
     assert "no task_demo.pdf" in capsys.readouterr().out
 
 

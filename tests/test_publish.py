@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from fake_project import TASK, finished_run, make_project
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tools import publish as module
+from tools import published_files
+from tools.check_notebooks import task_problems
+from tools.provenance import product_hashes
 from tools.publish import publish
+from tools.published_files import published_products
 
 
 @pytest.fixture
@@ -142,3 +147,52 @@ def test_a_readme_without_markers_is_found_first(project: Path) -> None:
     with pytest.raises(InputError, match="results:begin"):
         publish(TASK, "quick")
     assert not (project / "weights").exists()
+
+
+def test_only_the_named_files_are_published(project: Path) -> None:
+    finished_run("quick", published=[f"{TASK}.onnx"])
+    publish(TASK, "quick")
+    weights = paths.WEIGHTS / TASK
+    assert {path.name for path in weights.iterdir()} == {
+        f"{TASK}.onnx", f"{TASK}.pdf", "metrics.json",
+    }  # fmt: skip
+    provenance = json.loads((weights / "metrics.json").read_text())["provenance"]
+    assert list(provenance["products"]) == [f"{TASK}.onnx"]
+    assert list(provenance["left_out"]) == [f"{TASK}.safetensors"]
+    assert task_problems(TASK) == []
+    cards = (paths.WEIGHTS / "README.md").read_text()
+    assert f"`make {TASK} PROFILE=quick` also makes `{TASK}.safetensors`." in cards
+
+
+def test_names_that_no_file_has_are_refused(project: Path) -> None:
+    finished_run("quick", published=[f"{TASK}.onnx", "ensemble.*"])
+    with pytest.raises(InputError, match=r"found ensemble\.\*, which is none of them"):
+        publish(TASK, "quick")
+
+
+def test_more_than_3_MB_of_a_task_are_refused(project: Path) -> None:
+    run = finished_run("quick")
+    (run / "teacher.safetensors").write_bytes((run / f"{TASK}.safetensors").read_bytes())
+    with (run / "teacher.safetensors").open("r+b") as stream:
+        stream.truncate(3_000_000)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["provenance"]["products"] = product_hashes(run)
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"at most 3 MB .* \(teacher\.safetensors 3\.00 MB, task_"):
+        published_products(run, metrics)
+    assert len(published_products(run, {**metrics, "published": [f"{TASK}.*"]})) == 2
+
+
+def test_a_tree_above_its_limit_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What git ignores does not count, as build/ here."""
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    (project / ".gitignore").write_text("/build/\n*.part\n")
+    run = finished_run("quick")
+    pdf = (run / f"{TASK}.pdf").stat().st_size
+    before = tree(project)
+    monkeypatch.setattr(published_files, "TREE_LIMIT", pdf)
+    with pytest.raises(InputError, match=r"the repository: expected at most .*task_demo\.pdf"):
+        publish(TASK, "quick")
+    assert tree(project) == before
+    monkeypatch.setattr(published_files, "TREE_LIMIT", 2 * pdf)
+    publish(TASK, "quick")

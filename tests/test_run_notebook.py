@@ -17,7 +17,7 @@ from e2e_utils.errors import InputError
 from e2e_utils.locks import locked
 from tools import run_notebook
 from tools.notebook_outputs import clean_outputs, clean_text, merge_carriage_returns
-from tools.provenance import data_state, read_json, run_key, stale_reason
+from tools.provenance import code_state, data_state, read_json, run_key, stale_reason
 from tools.run_notebook import NotebookFailure, check_size, keep_state_of, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -106,6 +106,7 @@ def test_a_run_and_its_repetition(folder: Path) -> None:
     assert metrics["provenance"] == {
         "note": "kept",
         **stamp,
+        "code": code_state(TASK, "auto"),
         "products": metrics["provenance"]["products"],
     }
     assert list(metrics["provenance"]["products"]) == ["model.onnx"]
@@ -198,31 +199,32 @@ def test_two_runs_of_one_notebook_exclude_each_other(folder: Path) -> None:
         run(TASK, "smoke")
 
 
-def test_the_key_covers_everything_that_results_depend_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_covers_everything_that_results_depend_on(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "e2e_utils").mkdir()
     (tmp_path / "data" / "simulate").mkdir(parents=True)
     (tmp_path / "data" / "catalog.toml").write_text(
         f'[jets]\ntask = ["{TASK}"]\n[[jets.file]]\nname = "jets.hdf5"\n'
     )
+    script = SCRIPT + "# %%\nfrom data.simulate.jets import simulate\n"
+    write_script(script)
     keys = [run_key(TASK, "smoke", "auto"), run_key(TASK, "quick", "auto")]
     keys.append(run_key(TASK, "smoke", "standin"))
-    write_script(SCRIPT + "# changed\n")
+    write_script(script + "# changed\n")
     keys.append(run_key(TASK, "smoke", "auto"))
-    (tmp_path / "e2e_utils" / "metrics.py").write_text("")
+    (tmp_path / "data" / "simulate" / "jets.py").write_text("from e2e_utils.metrics import auc")
     keys.append(run_key(TASK, "smoke", "auto"))
-    (tmp_path / "e2e_utils" / "datasets").mkdir()
-    (tmp_path / "e2e_utils" / "datasets" / "mnist.py").write_text("")
-    keys.append(run_key(TASK, "smoke", "auto"))
-    (tmp_path / "data" / "simulate" / "jets.py").write_text("")
+    (tmp_path / "e2e_utils" / "metrics.py").write_text("def auc(): ...")
     keys.append(run_key(TASK, "smoke", "auto"))
     (tmp_path / TASK / "cmssw").mkdir()
     (tmp_path / TASK / "cmssw" / "core.cc").write_text("int x;")
     keys.append(run_key(TASK, "smoke", "auto"))
-    write_script(SCRIPT + 'OTHER = load_definitions("task_other")\n')
-    paths.script_path("task_other").parent.mkdir()
-    paths.script_path("task_other").write_text("")
+    write_script(script + 'OTHER = load_definitions("task_other")\n')
+    other = paths.script_path("task_other")
+    other.parent.mkdir()
+    for text in ("", "from e2e_utils import splits\n"):
+        other.write_text(text)
+        keys.append(run_key(TASK, "smoke", "auto"))
+    (tmp_path / "e2e_utils" / "splits.py").write_text("SHARE = 0.2")
     keys.append(run_key(TASK, "smoke", "auto"))
     (paths.WEIGHTS / "task_other").mkdir(parents=True)
     (paths.WEIGHTS / "task_other" / "network.safetensors").write_text("weights")
@@ -238,6 +240,39 @@ def test_the_key_covers_everything_that_results_depend_on(
     assert data_state(TASK, "standin") == standin  # official files do not matter to stand-ins
     with pytest.raises(InputError, match="expected a data file, found none"):
         run_key(TASK, "smoke", "auto", "missing.hdf5")
+
+
+def test_a_change_of_code_makes_only_the_tasks_run_again_that_import_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Words count nowhere; the simulation not where only official events are read."""
+    scripts = {
+        TASK: "from data.simulate import jets\n",
+        "task_plot": "import e2e_utils.plotting\n",
+        "task_upon": f'TASK = load_definitions("{TASK}")\n',
+    }
+    for task, text in scripts.items():
+        paths.script_path(task).parent.mkdir(exist_ok=True)
+        paths.script_path(task).write_text(f"# %%\n{text}")
+    for name in ("e2e_utils/files.py", "e2e_utils/plotting.py", "data/simulate/jets.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("from e2e_utils import files\n" * ("files" not in name))
+
+    def rerun(name: str, added: str, source: str = "auto") -> set[str]:
+        """The tasks that a change of a file makes run again."""
+        before = {task: run_key(task, "smoke", source) for task in scripts}
+        with (tmp_path / name).open("a") as stream:
+            stream.write(added)
+        return {task for task, key in before.items() if run_key(task, "smoke", source) != key}
+
+    for name in ("e2e_utils/files.py", "e2e_utils/plotting.py", "data/simulate/jets.py"):
+        assert rerun(name, '"""Better words."""  # and a comment\n') == set()
+    assert rerun("e2e_utils/plotting.py", "DPI = 90\n") == {"task_plot"}
+    assert rerun("data/simulate/jets.py", "PILE_UP = 30\n") == {TASK}
+    assert rerun("data/simulate/jets.py", "PILE_UP = 31\n", "official") == set()
+    assert rerun("e2e_utils/files.py", "FULL = 28\n") == set(scripts) - {"task_upon"}
+    assert rerun(f"{TASK}/{TASK}.py", "# # A better title\n") == {TASK}
+    assert rerun(f"{TASK}/{TASK}.py", "WIDTH = 32\n") == {TASK, "task_upon"}
 
 
 def test_asking_whether_a_run_is_needed_imports_nothing_heavy() -> None:

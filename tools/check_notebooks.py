@@ -1,6 +1,7 @@
-"""`make check`: published notebooks, weights, PDFs and generated texts fit their sources.
+"""`make check`: published notebooks, weights, PDFs and generated texts fit together.
 
-Prints every problem as one line and exits with 1 if there is one.
+Prints every problem as one line and exits with 1 if there is one. Runs that are older than their
+sources are named as stale; they are problems only with `make check STRICT=1`.
 """
 
 import argparse
@@ -21,11 +22,14 @@ from tools.provenance import (
     notebook_hash,
     pdf_hashes,
     product_hashes,
+    products,
     read_json,
     source_hash,
 )
-from tools.results_table import generated_texts
+from tools.published_files import too_large, tree_too_large
+from tools.results_table import generated_texts, without_marks
 from tools.run_notebook import MAX_BYTES
+from tools.staleness import cell_differences, stale_reasons
 
 MACHINE_PATH = re.compile(
     r"(?<![\w.~-])/(?:home|root|tmp|Users|private|var/folders)/[^\s'\"]*"
@@ -41,8 +45,7 @@ def notebook_problems(path: Path, task: str) -> list[str]:
     nb = read_json(path)
     if not nb.get("cells"):
         return [f"{name}: not a notebook"]
-    problems = [f"{name}: {text}" for text in cell_differences(nb, task)]
-    problems += [f"{name}: {text}" for text in execution_problems(nb)]
+    problems = [f"{name}: {text}" for text in execution_problems(nb)]
     size = path.stat().st_size
     if size > MAX_BYTES:
         problems.append(f"{name}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
@@ -51,25 +54,9 @@ def notebook_problems(path: Path, task: str) -> list[str]:
         problems.append(f"{name}: no provenance in its metadata (run it with make {task})")
     elif run.get("profile") not in PROFILES[1:]:
         problems.append(f"{name}: profile {run.get('profile')!r} cannot be published")
-    elif run.get("source_hash") != source_hash(task):
-        problems.append(f"{name}: executed from another version of {task}.py")
+    elif run.get("source_hash") == source_hash(task):  # else it is stale
+        problems += [f"{name}: {text}" for text in cell_differences(nb, task)]
     return problems
-
-
-def cell_differences(nb: dict, task: str) -> Iterator[str]:
-    """Differences between a notebook's cells and those of the percent script (the first one)."""
-    import jupytext
-
-    expected = jupytext.read(paths.script_path(task), fmt="py:percent").cells
-    if len(expected) != len(nb["cells"]):
-        yield f"{len(nb['cells'])} cells, {task}.py has {len(expected)}"
-    for number, (want, have) in enumerate(zip(expected, nb["cells"], strict=False), 1):
-        if want["cell_type"] != have["cell_type"]:
-            yield f"cell {number} is {have['cell_type']}, in {task}.py {want['cell_type']}"
-            return
-        if want["source"] != joined(have["source"]):
-            yield f"cell {number} differs from {task}.py"
-            return
 
 
 def execution_problems(nb: dict) -> Iterator[str]:
@@ -133,6 +120,8 @@ def run_problems(folder: Path, notebook: Path, task: str) -> list[str]:
     if not found:
         problems.append(f"{task}: no weights (safetensors or ONNX)")
     problems += [text for name in found for text in weights_problems(folder / name)]
+    size = too_large(products(folder))
+    problems += [f"{task}: {size}"] if size else []
     pdf = folder / f"{task}.pdf"
     if not pdf.is_file():
         problems.append(f"{task}: no {pdf.name}")
@@ -158,7 +147,7 @@ def weights_problems(path: Path) -> list[str]:
 
 
 def generated_problems() -> list[str]:
-    """Generated texts that are not up to date."""
+    """Generated texts that are not up to date; which rows are marked as stale does not matter."""
     try:
         texts = generated_texts()
     except InputError as error:
@@ -166,7 +155,8 @@ def generated_problems() -> list[str]:
     return [
         f"{path.relative_to(paths.ROOT)}: not up to date (make results)"
         for path, text in texts.items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
+        if not path.is_file()
+        or without_marks(path.read_text(encoding="utf-8")) != without_marks(text)
     ]
 
 
@@ -206,14 +196,19 @@ def task_problems(task: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.check_notebooks", description=__doc__)
     parser.add_argument("tasks", nargs="*", help="default: every task folder")
+    parser.add_argument("--strict", action="store_true", help="a stale run is a problem")
     options = parser.parse_args(arguments)
     tasks = [check_task(task) for task in options.tasks or paths.list_tasks()]
     problems = [problem for task in tasks for problem in task_problems(task)]
     problems += generated_problems() + ruff_problems()
+    problems += [f"tree: {size}"] if (size := tree_too_large()) else []
+    stale = {task: reasons for task in tasks if (reasons := stale_reasons(task))}
+    for reasons in stale.values():
+        print(*(f"stale: {reason}" for reason in reasons), sep="\n")
     for problem in problems:
         print(problem)
-    print(f"{len(tasks)} task(s): {len(problems) or 'no'} problem(s)")
-    return 1 if problems else 0
+    print(f"{len(tasks)} task(s): {len(problems) or 'no'} problem(s), {len(stale) or 'none'} stale")
+    return 1 if problems or (stale and options.strict) else 0
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import remove, reporting_full_disk
+from e2e_utils.files import remove, reporting_full_disk, write_json
+from e2e_utils.paths import display_path
 from e2e_utils.profiles import PROFILES
 from tools.check_notebooks import notebook_problems, run_problems
 from tools.provenance import (
-    PRODUCT_PATTERNS,
     check_task,
-    display_path,
     read_json,
     source_hash,
     stale_reason,
 )
+from tools.published_files import published_products, tree_too_large
 from tools.results_table import generated_texts, update
 
 
@@ -33,8 +33,9 @@ def publish(task: str, profile: str, allow_smaller: bool = False) -> None:
     refuse_unfit(task, profile, allow_smaller)
     generated_texts()  # a README without markers is found before anything is moved
     run = paths.run_directory(profile, task)
-    names = [f"{task}.pdf", "metrics.json"]
-    names += [path.name for pattern in PRODUCT_PATTERNS for path in sorted(run.glob(pattern))]
+    metrics = read_json(run / "metrics.json")
+    chosen = published_products(run, metrics)
+    names = [f"{task}.pdf", *(path.name for path in chosen)]
     weights = paths.WEIGHTS / task
     notebook = paths.ROOT / task / f"{task}.ipynb"
     generated = [paths.ROOT / "README.md", paths.WEIGHTS / "README.md"]
@@ -46,14 +47,31 @@ def publish(task: str, profile: str, allow_smaller: bool = False) -> None:
             staging.mkdir(parents=True)
             for name in names:
                 shutil.copy2(run / name, staging / name)
+            write_json(staging / "metrics.json", of_published(metrics, names))
             shutil.copy2(run / notebook.name, staged_notebook)
             with rolled_back_on_error([weights, notebook, *generated]):
                 os.replace(staging, weights)
                 os.replace(staged_notebook, notebook)
                 update()
+                refuse_large_tree()
     finally:
         remove(staging)
         remove(staged_notebook)
+
+
+def of_published(metrics: dict, names: list[str]) -> dict:
+    """A run's metrics.json with its products divided into published ones and those left out."""
+    provenance = metrics["provenance"]
+    kept = {name: h for name, h in provenance["products"].items() if name in names}
+    left_out = {name: h for name, h in provenance["products"].items() if name not in names}
+    return {**metrics, "provenance": {**provenance, "products": kept, "left_out": left_out}}
+
+
+def refuse_large_tree() -> None:
+    """Raise InputError where a clone would become larger than ``TREE_LIMIT``."""
+    size = tree_too_large()
+    if size:
+        raise InputError(f"the repository: {size}; publish fewer files or smaller figures")
 
 
 @contextmanager
@@ -101,8 +119,9 @@ def refuse_unfit(task: str, profile: str, allow_smaller: bool) -> None:
             f"{where}: expected a run on data of the catalog, found one on files given as DATA; "
             f"{again} without it"
         )
-    problems = notebook_problems(run / f"{task}.ipynb", task)
-    problems += run_problems(run, run / f"{task}.ipynb", task)
+    notebook = run / f"{task}.ipynb"
+    problems = notebook_problems(notebook, task)
+    problems += run_problems(run, notebook, task)
     if problems:
         raise InputError(f"{where}: expected a run without problems, found {problems[0]}; {again}")
     published = read_json(paths.WEIGHTS / task / "metrics.json").get("profile")

@@ -13,6 +13,7 @@ from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import with_part, write_text
 from e2e_utils.metric_text import format_entry, metric_name
 from tools.model_cards import model_cards
+from tools.staleness import is_stale
 from tools.wording import STANDIN_NOTE, title
 
 PART = "results"  # of README.md
@@ -48,6 +49,13 @@ INTERVAL_NOTE = (
 COLAB_NOTE = (
     "In Colab, enter `https://github.com/{repository}` in the field of the first code cell; it "
     "fetches the repository and installs what is missing."
+)
+
+
+STALE = " (stale)"
+STALE_NOTE = (
+    "*Stale*: the script was changed after this run and has not been run again; the numbers are "
+    "those of the published notebook."
 )
 
 
@@ -110,7 +118,7 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
     for task, metrics in published.items():
         entry = metrics["metrics"][metrics["headline"]]
         files = [
-            f"[notebook]({task}/{task}.ipynb)",
+            f"[notebook]({task}/{task}.ipynb)" + STALE * is_stale(task),
             f"[PDF](weights/{task}/{task}.pdf)",
             f"[weights](weights/{task})",
             *([colab_badge(task, repository)] if repository else []),
@@ -129,9 +137,16 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
     lines += ["", INTERVAL_NOTE]
     if any(metrics["data"]["source"] == "standin" for metrics in published.values()):
         lines += ["", STANDIN_NOTE]
+    if any(STALE in line for line in lines):
+        lines += ["", STALE_NOTE]
     if repository:
         lines += ["", COLAB_NOTE.format(repository=repository)]
     return "\n".join(lines)
+
+
+def without_marks(text: str) -> str:
+    """A text as it is when no row is stale: a changed script makes README wait for no one."""
+    return text.replace(STALE, "").replace(f"\n\n{STALE_NOTE}", "")
 
 
 def readme_path() -> Path:

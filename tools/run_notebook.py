@@ -5,6 +5,7 @@ data and the parameters are those of the finished run in build/<profile>/<task>/
 """
 
 import argparse
+import base64
 import os
 import re
 import signal
@@ -21,17 +22,19 @@ from filelock import Timeout
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
+from e2e_utils.figures import palette_png
 from e2e_utils.files import remove, reporting_full_disk, write_json, write_text
 from e2e_utils.locks import locked
+from e2e_utils.paths import display_path
 from e2e_utils.profiles import PROFILES, SOURCES
+from e2e_utils.versions import library_versions
 from tools.kernel_variables import kernel_variables
-from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, strip_ansi
+from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, joined, strip_ansi
 from tools.provenance import (
     check_task,
+    code_state,
     data_files,
     data_state,
-    display_path,
-    library_versions,
     product_hashes,
     read_json,
     run_key,
@@ -93,7 +96,8 @@ def run(
             "source_hash": source_hash(task),
             "versions": library_versions(),
         }
-        conclude(folder, task, nb, stamp | {"seconds": round(log.elapsed(), 1)}, started)
+        stamp["seconds"] = round(log.elapsed(), 1)
+        conclude(folder, task, nb, stamp, code_state(task, data_source, data), started)
         log.write("finished")
     return "ran"
 
@@ -114,7 +118,9 @@ def only_run(folder: Path) -> Iterator[TextIO]:
         ) from error
 
 
-def conclude(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> None:
+def conclude(
+    folder: Path, task: str, nb: dict, stamp: dict, code: dict[str, str], started: float
+) -> None:
     """Check what the run wrote, put the provenance into it, and write the notebook."""
     from e2e_utils.evaluation import load_metrics
 
@@ -134,6 +140,7 @@ def conclude(folder: Path, task: str, nb: dict, stamp: dict, started: float) -> 
     metrics["provenance"] = {
         **metrics.get("provenance", {}),
         **stamp,
+        "code": code,
         "products": product_hashes(folder),
     }
     write_notebook(folder / f"{task}.ipynb", nb)
@@ -330,6 +337,8 @@ def finish(nb: dict, stamp: dict) -> dict:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
         if cell["cell_type"] == "code":
             cell["outputs"] = clean_outputs(cell["outputs"], replacements)
+            for output in cell["outputs"]:
+                shrink_figure(output.get("data", {}))
     language = nb["metadata"].get("language_info", {})
     nb["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -340,6 +349,13 @@ def finish(nb: dict, stamp: dict) -> dict:
         **({"e2e": stamp} if stamp else {}),
     }
     return nb
+
+
+def shrink_figure(data: dict) -> None:
+    """A PNG among an output's types as a palette image, where that loses nothing visible."""
+    if "image/png" in data:
+        png = palette_png(base64.b64decode(joined(data["image/png"])))
+        data["image/png"] = base64.b64encode(png).decode()
 
 
 def check_size(nb: dict, task: str) -> None:
