@@ -127,8 +127,6 @@ def start_run(task: str, profile: str, data_source: str = "auto") -> Run:
     return Run(task, profile, data_source, directory)
 
 
-
-
 def environment_summary(profile: str) -> str:
     """One line: profile, device, cores, versions."""
     return (

@@ -12,9 +12,38 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
-from data.simulate import jets_events
+from data.simulate import jets_events, shards
 from e2e_utils import paths
+
+# Tests that run a notebook: seconds of CPU, tens of times those of any other. They begin first.
+LONGEST = "test_tasks.py"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `make test`: one for each of two cores; more would need memory that few have."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers: a file's tests stay together, but every notebook is on its own."""
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: item.path.name != LONGEST)
+    for item in items:
+        group = item.nodeid if item.path.name == LONGEST else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of this test session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,14 +92,49 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def with_small_pools(session_folder: Path) -> Callable[[], AbstractContextManager]:
+    """Maker of a context with pools of 120 events, in memory and in a cache of the session."""
+    cache = session_folder / "pools"
+
+    @contextmanager
+    def patched() -> Iterator[jets_events.Pools]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(paths, "CACHE", cache)
+            cache.mkdir(exist_ok=True)
+            with FileLock(cache / "lock"):
+                pool = jets_events.pools(120)
+            patch.setattr(jets_events, "pools", lambda: pool)
+            yield pool
+
+    return patched
+
+
 @pytest.fixture(scope="module")
-def small_pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """Pools of 120 underlying and pile-up events, in memory and in a cache of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        pool = jets_events.pools(120)
-        patch.setattr(jets_events, "pools", lambda: pool)
+def small_pools(with_small_pools: Callable[[], AbstractContextManager]) -> Iterator:
+    """Pools of 120 underlying and pile-up events in place of thousands."""
+    with with_small_pools() as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def simulated(
+    session_folder: Path, with_small_pools: Callable[[], AbstractContextManager]
+) -> Callable[..., shards.Arrays]:
+    """Maker of a simulation's shard: ``simulate_shard(*arguments, seed)``, once in a session."""
+
+    def shard(simulation: ModuleType, *arguments: object, seed: int) -> shards.Arrays:
+        name = "-".join(map(str, (simulation.__name__, *arguments, seed)))
+        path = session_folder / "shards" / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                with with_small_pools():
+                    made = simulation.simulate_shard(*arguments, np.random.SeedSequence(seed))
+                shards.store(path, made)
+        return shards.load(path)
+
+    return shard
 
 
 @pytest.fixture(scope="session")

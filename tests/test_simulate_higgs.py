@@ -20,12 +20,9 @@ SYSTEMATIC = 0.09
 
 
 @pytest.fixture(scope="module")
-def sample() -> tuple[np.ndarray, np.ndarray]:
+def sample(simulated) -> tuple[np.ndarray, np.ndarray]:
     """Features (800, 28) and labels, background first."""
-    parts = [
-        higgs.simulate_shard(PER_CLASS, label == 1, np.random.SeedSequence(label))["features"]
-        for label in range(2)
-    ]
+    parts = [simulated(higgs, PER_CLASS, label == 1, seed=label)["features"] for label in range(2)]
     return np.concatenate(parts), np.repeat((0, 1), PER_CLASS)
 
 

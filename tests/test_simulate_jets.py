@@ -22,12 +22,9 @@ LOW_KEYS = dataset("quark_gluon_superresolution")["file"][0]["keys"]
 
 
 @pytest.fixture(scope="module")
-def shards(small_pools) -> list:
+def shards(simulated) -> list:
     """One shard of each class."""
-    return [
-        jets.simulate_shard(PER_CLASS, gluon, np.random.SeedSequence(int(gluon)))
-        for gluon in (False, True)
-    ]
+    return [simulated(jets, PER_CLASS, gluon, seed=int(gluon)) for gluon in (False, True)]
 
 
 @pytest.fixture(scope="module")

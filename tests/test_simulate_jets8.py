@@ -20,12 +20,9 @@ FILES = dataset("jets8")["file"]
 
 
 @pytest.fixture(scope="module")
-def shards(small_pools) -> list:
+def shards(simulated) -> list:
     """One shard of each class: QCD jets, tops."""
-    return [
-        jets8.simulate_shard(PER_CLASS, top, np.random.SeedSequence(int(top)))
-        for top in (False, True)
-    ]
+    return [simulated(jets8, PER_CLASS, top, seed=int(top)) for top in (False, True)]
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ KEYS = dataset("top_mass")["file"][0]["keys"]
 
 
 @pytest.fixture(scope="module")
-def shard(small_pools) -> dict[str, np.ndarray]:
-    return top_gun.simulate_shard(JETS, "nominal", np.random.SeedSequence(1))
+def shard(simulated) -> dict[str, np.ndarray]:
+    return simulated(top_gun, JETS, "nominal", seed=1)
 
 
 @pytest.fixture
