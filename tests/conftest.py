@@ -14,8 +14,10 @@ import pytest
 import torch
 from filelock import FileLock
 
+from data.loaders.mnist import STORE_NAME, load_rotated_mnist
 from data.simulate import jets_events, shards
 from e2e_utils import paths
+from e2e_utils.errors import InputError
 
 # Tests that run a notebook: seconds of CPU, tens of times those of any other. They begin first.
 LONGEST = "test_tasks.py"
@@ -90,6 +92,17 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(paths, name, folder / name.lower())
         (folder / name.lower()).mkdir(parents=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def mnist_store(session_folder: Path) -> Path | None:
+    """The user's file of rotated digits, made now if need be; None where MNIST cannot be had."""
+    with FileLock(session_folder / "mnist.lock"):
+        try:
+            load_rotated_mnist("auto", "smoke")
+        except InputError:
+            return None
+    return paths.CACHE / STORE_NAME
 
 
 @pytest.fixture(scope="session")

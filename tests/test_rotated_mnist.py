@@ -148,15 +148,6 @@ def small(data_folder, tmp_path, monkeypatch):
     catalog._load.cache_clear()
 
 
-@pytest.fixture
-def digits_of_mnist():
-    """MNIST itself, fetched where it can be."""
-    try:
-        return load_rotated_mnist("auto", "smoke")
-    except InputError as error:
-        pytest.skip(f"MNIST is not at hand: {error}")
-
-
 # The rotation -------------------------------------------------------------------------------------
 
 
@@ -510,8 +501,10 @@ def test_unknown_choices(source: str, profile: str) -> None:
 # MNIST itself -------------------------------------------------------------------------------------
 
 
-def test_mnist_itself(digits_of_mnist) -> None:
-    digits = digits_of_mnist
+def test_mnist_itself(mnist_store: Path | None) -> None:
+    if mnist_store is None:
+        pytest.skip("MNIST is not at hand")
+    digits = load_rotated_mnist("auto", "smoke")
     assert digits.images.shape == (400, 12, 28, 28)
     assert digits.original[:4].tolist() == [3, 5, 6, 8]  # MNIST begins with 5 0 4 1 9 2 1 3 1
     assert digits.label[:4].tolist() == [1, 2, 1, 1]

@@ -14,24 +14,11 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from data.loaders.mnist import STORE_NAME
-from e2e_utils import paths
 from e2e_utils.evaluation import load_metrics
 from e2e_utils.paths import ROOT, list_tasks
 
 PUBLIC_DATA = ("task2j_symmetry",)  # MNIST: no stand-in exists
 WORDS = {"official": "official", "standin": "stand-in"}
-
-
-@pytest.fixture(scope="session")
-def data_of_session(session_folder: Path) -> Path:
-    """Data folder of all runs. It begins empty, but for MNIST where the user's folder has it."""
-    store = paths.CACHE / STORE_NAME
-    link = session_folder / "files" / "cache" / STORE_NAME
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if store.is_file() and not link.is_symlink():
-        link.symlink_to(store)
-    return session_folder / "files"
 
 
 def regenerate(task: str, data: Path, build: Path) -> subprocess.CompletedProcess:
@@ -50,8 +37,12 @@ def regenerate(task: str, data: Path, build: Path) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("task", list_tasks())
-def test_task_runs_from_data_to_pdf_and_is_then_left_alone(task, data_of_session, tmp_path):
-    first = regenerate(task, data_of_session, tmp_path)
+def test_task_runs_from_data_to_pdf_and_is_then_left_alone(task, session_folder, tmp_path, request):
+    data = session_folder / "files"
+    if task in PUBLIC_DATA and (store := request.getfixturevalue("mnist_store")):
+        (data / "cache").mkdir(parents=True, exist_ok=True)
+        (data / "cache" / store.name).symlink_to(store)
+    first = regenerate(task, data, tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     products = tmp_path / "smoke" / task
 
@@ -76,6 +67,6 @@ def test_task_runs_from_data_to_pdf_and_is_then_left_alone(task, data_of_session
         with safe_open(path, framework="pt") as file:
             assert file.metadata()["task"] == task
 
-    again = regenerate(task, data_of_session, tmp_path)
+    again = regenerate(task, data, tmp_path)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
