@@ -61,7 +61,7 @@ def test_bad_files_are_refused(write, columns, data_folder) -> None:
     mass[4] = -1
     for changes, words in (
         ({"X_jet": images[:, :3]}, "expected 4 or more channels in 'X_jet', found 3"),
-        ({"X_jet": images[:, :, :64]}, "found another in event 0"),
+        ({"X_jet": images[:, :, :64]}, "of shape (any, 125, 125), found another in event 0"),
         ({"X_jet": columns["pt"]}, "list<list<list<double>>>"),
         ({"m": mass}, "found -1 in event 4"),
         ({"m": np.array(["a"] * len(mass))}, "expected 'm' as double, found string"),

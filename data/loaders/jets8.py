@@ -115,9 +115,8 @@ def _keys(file: Path) -> Keys:
 
 def _jets(part: Part) -> Iterator[Chunk]:
     """Images, and Y, m and pT; NaN for what the file does not have."""
-    for chunk in iter_columns(
-        part.file, "jet", [key for key in part.keys if key != "jet"], part.rows
-    ):
+    numbers = [key for key in NUMBERS if key in part.keys]
+    for chunk in iter_columns(part.file, "jet", numbers, part.rows):
         images = chunk.pop("jet")
         if "Y" in chunk:
             binary_labels(part.file, "Y", chunk["Y"], CLASSES)

@@ -132,9 +132,10 @@ def _column(name: str, key: str, values: pa.Array, shape: Sequence[int], start: 
     if shape:
         images = dense(values, shape)
         if images is None:
+            expected = ", ".join("any" if length < 0 else str(length) for length in shape)
             events = (k for k in range(len(values)) if dense(values.slice(k, 1), shape) is None)
             raise InputError(
-                f"{name}: expected {key!r} of shape {tuple(shape)}, found another in event "
+                f"{name}: expected {key!r} of shape ({expected}), found another in event "
                 f"{start + next(events, 0)}; {OFFICIAL_SHAPE}"
             )
     else:
