@@ -247,7 +247,7 @@ def test_one_class_is_refused_unless_predictions_are_enough(
     project: Path, write_events: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample = str(write_events("photon.hdf5", np.zeros(30)))
-    with pytest.raises(InputError, match="found only label 0; give a file of the other class"):
+    with pytest.raises(InputError, match="found only label 0; give events of the other class"):
         score(TASK, sample)
     score(TASK, sample, predictions_only=True)
     assert "no metrics: all events have label 0" in capsys.readouterr().out
