@@ -18,7 +18,7 @@ from e2e_utils.locks import locked
 from tools import run_notebook
 from tools.notebook_outputs import clean_outputs, clean_text, merge_carriage_returns
 from tools.provenance import code_state, data_state, read_json, run_key, stale_reason
-from tools.run_notebook import NotebookFailure, check_size, keep_state_of, run
+from tools.run_notebook import NotebookFailure, cell_failure, check_size, keep_state_of, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TASK = "task_run"
@@ -139,9 +139,12 @@ def test_a_failing_cell_keeps_the_last_good_run(folder: Path) -> None:
 
 
 def test_input_errors_of_a_cell_stay_input_errors(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_script("# %%\nclass InputError(Exception): ...\nraise InputError('a.h5: bad')\n")
+    def failing(nb: dict, *_: object) -> None:
+        raise cell_failure(nb, "InputError", "\x1b[31ma.h5: bad\nsecond line")
+
+    monkeypatch.setattr(run_notebook, "execute", failing)
     with pytest.raises(SystemExit) as end:
         run_notebook.main([TASK, "--profile", "smoke"])
     assert end.value.code == 2
@@ -154,8 +157,14 @@ def test_a_kernel_that_dies_is_reported(folder: Path) -> None:
         run(TASK, "smoke")
 
 
-def test_a_notebook_without_metrics_is_no_run(folder: Path) -> None:
-    write_script("# %%\n1\n")
+def test_a_notebook_without_metrics_is_no_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_notebook, "execute", lambda *_: None)
+    with pytest.raises(NotebookFailure, match=r"without writing metrics\.json"):
+        run(TASK, "smoke")
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    os.utime(folder / "metrics.json", (1, 1))  # that of an earlier run
     with pytest.raises(NotebookFailure, match=r"without writing metrics\.json"):
         run(TASK, "smoke")
     assert not (folder / f"{TASK}.ipynb").exists()
@@ -334,10 +343,14 @@ def test_one_representation_of_every_output_is_kept() -> None:
 
 
 def test_a_run_ends_with_its_caller(tmp_path: Path) -> None:
-    code = "import time; from tools.run_notebook import stop_with_parent as s; s(); time.sleep(60)"
+    code = (
+        "import time; from tools.run_notebook import stop_with_parent as s; s(); "
+        "print('ready', flush=True); time.sleep(60)"
+    )
     middle = (
-        "import subprocess, sys, time; "
-        f"p = subprocess.Popen([sys.executable, '-c', {code!r}]); print(p.pid); time.sleep(1.5)"
+        "import subprocess, sys; "
+        f"p = subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE); "
+        "p.stdout.readline(); print(p.pid)"
     )
     result = subprocess.run(
         [sys.executable, "-c", middle],
