@@ -1,4 +1,4 @@
-"""Figures of executed notebooks as palette images: less than half the bytes, the same picture."""
+"""Figures as palette images: less than half the bytes, the same picture."""
 
 import io
 

@@ -1582,7 +1582,6 @@ metrics = run.save_metrics(
     },
     published=[
         f"{TASK}.onnx",
-        "scratch.onnx",
         "transformer.onnx",
         f"{headline.replace(' ', '_')}_finetuned.*",
     ],

@@ -1,9 +1,11 @@
 """What the calibrations share: intervals, figures, and the one writer of data/README.md's parts."""
 
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from e2e_utils.figures import palette_png
 from e2e_utils.files import atomic_path, with_part, write_text
 from e2e_utils.paths import ROOT
 
@@ -24,8 +26,10 @@ def save(figure: "Figure", name: str) -> None:
     """Write a figure to data/figures/ and close it."""
     import matplotlib.pyplot as plt
 
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
     with atomic_path(FIGURES / name) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+        temporary.write_bytes(palette_png(stream.getvalue()))
     plt.close(figure)
 
 
