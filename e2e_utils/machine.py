@@ -1,13 +1,11 @@
 """What the machine has and how a training uses it: cores, device, precision, processes.
 
-Torch is imported where it is needed: tools that only count cores start without it.
+Torch and joblib are imported where they are needed: `make all` asks first whether anything is to do.
 """
 
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import joblib
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +16,8 @@ WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD
 
 def available_cores() -> int:
     """Cores that this process may use: by affinity, by the quota of its cgroup, or all."""
+    import joblib  # brings numpy
+
     return joblib.cpu_count()
 
 

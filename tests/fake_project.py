@@ -52,7 +52,8 @@ def make_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_repository(root: Path, scripts: dict[str, str]) -> None:
     """A repository that can run by itself: the real tools, percent scripts, hardly any data."""
     (root / "e2e_utils").mkdir(parents=True)
-    for name in ("__init__", "paths", "errors", "figures", "files", "profiles", "versions"):
+    names = "__init__ errors figures files locks machine paths profiles versions"
+    for name in names.split():
         shutil.copy(REPOSITORY / "e2e_utils" / f"{name}.py", root / "e2e_utils")
     shutil.copytree(REPOSITORY / "tools", root / "tools")
     (root / "data").mkdir()
