@@ -1,6 +1,6 @@
 """What the machine has and how a training uses it: cores, device, precision, processes.
 
-Torch and joblib are imported where they are needed: `make all` asks first whether anything is to do.
+Libraries are imported where they are needed: tools that only look at a run start without them.
 """
 
 import os
@@ -16,9 +16,9 @@ WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD
 
 def available_cores() -> int:
     """Cores that this process may use: by affinity, by the quota of its cgroup, or all."""
-    import joblib  # brings numpy
+    from joblib import cpu_count
 
-    return joblib.cpu_count()
+    return cpu_count()
 
 
 def launched_processes() -> int:

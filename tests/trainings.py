@@ -46,6 +46,8 @@ def electron_photon(folder: Path) -> Training:
 
 def higgs(folder: Path, arm: str = "scratch") -> Training:
     notebook = notebook_of(test_task2a_higgs_transformer, folder)
+    notebook.objects = notebook.objects.to(notebook.DEVICE)
+    notebook.labels = notebook.labels.to(notebook.DEVICE)
     job = notebook.Job(arm, 256, 0, notebook.Schedule(2, 64, 3e-3, rounds=2))
     return notebook, lambda: notebook.run_job(job)[1]
 
@@ -121,6 +123,8 @@ def self_supervision(folder: Path, labels: bool = False) -> Training:
 
 def graphs(folder: Path, arm: str) -> Training:
     notebook = notebook_of(test_task2h_graph_jets, folder)
+    parts = notebook.graphs["channels"]
+    notebook.graphs = {"channels": tuple(part.to(notebook.DEVICE) for part in parts)}
     job = notebook.Job(arm, 0, notebook.Schedule(2, 16, 3e-3), jets=64)
     return notebook, lambda: notebook.run_job(job)[1]
 
