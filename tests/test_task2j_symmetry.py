@@ -403,10 +403,3 @@ def test_bootstrap_interval_of_a_mean(notebook):
     entry = notebook.bootstrapped(values)
     assert entry["value"] == pytest.approx(values.mean())
     assert entry["high"] - entry["low"] == pytest.approx(2 * 1.96 / 20, rel=0.2)
-
-
-def test_profiles_differ_in_size_only(notebook):
-    configs = notebook.CONFIGS
-    assert set(configs) == {"smoke", "quick", "standard", "full"}
-    assert configs["standard"].ten > 0
-    assert len(configs["standard"].seeds) == 5
