@@ -245,5 +245,5 @@ def test_help_names_every_target(tmp_path: Path):
         ["make", "help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     lines = result.stdout.splitlines()
-    assert "  test        the test suite" in lines
+    assert "  help        this text" in lines
     assert "  colab-check in an environment like Colab's" in lines
