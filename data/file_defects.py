@@ -77,7 +77,6 @@ def lock_defect(digest: str, recorded: str | None) -> str | None:
 def _ends_complete(path: Path, format: str, start: bytes, end: bytes, size: int) -> bool:
     if format == "hdf5":
         try:
-            # The exclusive lock held on a part file would stop HDF5's own.
             h5py.File(path, "r", locking=False).close()
         except OSError:
             return False

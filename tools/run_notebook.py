@@ -70,7 +70,7 @@ def run(
     parameters = {
         "PROFILE": profile,
         "DATA_SOURCE": data_source,
-        "DATA": ",".join(str(path.resolve()) for path in data_files(data)),
+        "DATA": ",".join(map(str, data_files(data))),
     }
     started = time.time()
     with reporting_full_disk(folder / "run.log"), only_run(folder) as stream:

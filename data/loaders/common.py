@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.readers.remote_file import RemoteFile, is_remote
-from e2e_utils import paths
+from data.catalog import OfficialFile
+from data.readers.remote_file import is_remote
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
 from e2e_utils.profiles import PROFILES, SOURCES, check_choice
@@ -22,89 +22,94 @@ SOURCE_WORDS = {
 }
 STORE_VERSION = 1  # raise it when the stores' layout or the treatment of their values changes
 
-File = Path | RemoteFile
 Paths = str | Path | Sequence[str | Path]
 # Makes the stand-in files: (catalog entry, profile) -> files, number of events together.
 Simulate = Callable[[dict, str], tuple[Sequence[Path], int]]
+Share = Callable[[int], Sequence[int]]  # events of all files -> events of each
 
 
 def catalog_files(
-    catalog: dict,
-    source: str,
-    profile: str,
-    simulate: Callable[[dict, str], tuple[Sequence[Path], int]],
+    catalog: dict, source: str, profile: str, simulate: Simulate, share: Share | None = None
 ) -> tuple[str, list[Path], int]:
     """Which source it is, its files, and how many events the profile takes of them together.
 
-    ``simulate`` makes the stand-in files: (catalog entry, profile) -> files, number of events.
+    ``share`` says how many of each file; without it the files are taken in turn.
     """
     check_choice("source", source, SOURCES)
     check_choice("profile", profile, PROFILES)
-    official = [paths.OFFICIAL / entry["name"] for entry in catalog["file"]]
-    missing = [file for file in official if not file.is_file()]
-    if source == "official" and missing:
-        check_official(missing[0])
-    if source == "standin" or missing:
-        files, n_events = simulate(catalog, profile)
-        return "standin", [Path(file) for file in files], n_events
-    return "official", official, catalog["events"][profile]
+    entries, n_events = catalog["file"], catalog["events"][profile]
+    if source != "standin":
+        if share:
+            each = zip(entries, share(n_events), strict=True)
+            found = [official_files([entry], n, source) for entry, n in each]
+        else:
+            found = [official_files(entries, n_events, source)]
+        if None not in found:
+            return "official", [file for files in found for file in files], n_events
+    files, n_events = simulate(catalog, profile)
+    return "standin", [Path(file) for file in files], n_events
 
 
-def check_official(file: Path) -> None:
-    """Raise InputError where an official file is missing."""
-    if not file.is_file():
-        raise InputError(
-            f"{file}: expected the official file, found none; fetch it with "
-            "`make data DATA_SOURCE=official`"
-        )
+def official_files(
+    entries: Sequence[OfficialFile], n_events: int | None, source: str
+) -> list[Path] | None:
+    """Those of the official files, taken in turn, that hold the first events (None: all).
+
+    A part of a file that holds enough of them will do. With ``source`` "official" what is missing
+    is fetched, and InputError says why if it cannot be; with "auto" the answer is then None.
+    """
+    from data.partial import event_count, fetch_first, on_disk  # the downloader: only needed here
+
+    find = fetch_first if source == "official" else on_disk
+    files, left = [], n_events
+    for entry in entries:
+        if (file := find(entry, left)) is None:
+            return None
+        files.append(file)
+        if n_events is not None and entry is not entries[-1]:
+            left -= event_count(file, entry)
+            if left <= 0:
+                break
+    return files
+
+
+def source_files(
+    catalog: dict,
+    source: str,
+    profile: str,
+    path: Paths | None,
+    simulate: Simulate,
+    share: Share | None = None,
+) -> tuple[str, list[Path], int | None]:
+    """`catalog_files` or, with a ``path``, "file", the files that it names, and no limit (None)."""
+    if path is None:
+        return catalog_files(catalog, source, profile, simulate, share)
+    check_choice("source", source, SOURCES)
+    check_choice("profile", profile, PROFILES)
+    return "file", as_paths(path), None
 
 
 def as_paths(path: Paths) -> list[Path]:
-    """The files that a path, a list of paths or a string with commas names; InputError for none."""
-    if isinstance(path, str):
-        path = [part.strip() for part in path.split(",") if part.strip()]
-    elif isinstance(path, Path):
-        path = [path]
-    if not path:
+    """The files that ``path`` names: one or several, a list or one string with commas.
+
+    Those behind HTTP are downloaded first. Raises InputError for none.
+    """
+    parts = path.split(",") if isinstance(path, str) else [path] if isinstance(path, Path) else path
+    parts = [part for part in (str(part).strip() for part in parts) if part]
+    if not parts:
         raise InputError("DATA: expected one or more files, found none; name them")
-    return [Path(file).expanduser() for file in path]
+    if any(map(is_remote, parts)):
+        from data.download import local_copy
+    return [local_copy(part) if is_remote(part) else Path(part).expanduser() for part in parts]
 
 
-def given_files(path: Paths) -> list[File]:
-    """As `as_paths`, but URLs are opened; the caller closes them."""
-    parts = path.split(",") if isinstance(path, str) else path
-    parts = (
-        [parts]
-        if isinstance(parts, Path)
-        else [part.strip() if isinstance(part, str) else part for part in parts]
-    )
-    if not any(map(is_remote, parts)):
-        return as_paths(path)
-    return [RemoteFile(part) if is_remote(part) else Path(part).expanduser() for part in parts]
-
-
-def files_fingerprint(name: str, files: Sequence[File], lengths: Sequence[int]) -> str:
+def files_fingerprint(name: str, files: Sequence[Path], lengths: Sequence[int]) -> str:
     """16 hex digits that change with the content of the files, their order and the limits.
 
     ``name`` tells stores of one layout from those of another.
     """
-    contents = [
-        sha256(file) if isinstance(file, Path) else [file.name, file.size, file.version]
-        for file in files
-    ]
-    content = json.dumps([name, STORE_VERSION, contents, list(lengths)])
+    content = json.dumps([name, STORE_VERSION, [sha256(file) for file in files], list(lengths)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def source_files(
-    catalog: dict, source: str, profile: str, path: Paths | None, simulate: Simulate
-) -> tuple[str, list[Path], int | None]:
-    """`catalog_files` or, with a ``path``, "file", the files that it names, and no limit (None)."""
-    check_choice("source", source, SOURCES)
-    check_choice("profile", profile, PROFILES)
-    if path is None:
-        return catalog_files(catalog, source, profile, simulate)
-    return "file", given_files(path), None
 
 
 def binary_labels(file: Path, key: str, y: np.ndarray, classes: tuple[str, str]) -> np.ndarray:

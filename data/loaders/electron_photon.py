@@ -48,7 +48,9 @@ def load_electron_photon(
     """
     catalog = dataset("electron_photon")
     simulate = _simulate_fresh if fresh else _simulate
-    source, files, limit = source_files(catalog, source, profile, path, simulate)
+    source, files, limit = source_files(
+        catalog, source, profile, path, simulate, lambda n: [n // 2] * 2
+    )
     keys = catalog["file"][0]["keys"]
     lengths = [check_images_file(file, keys) for file in files]
     of_file: dict[Path, int] = {}  # the only label of a file

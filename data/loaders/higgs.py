@@ -36,8 +36,8 @@ def load_higgs(
 
     ``source`` and ``profile`` as for `load_electron_photon`; of the official file only the first
     1,100,000 rows (fewer in smaller profiles) are read, once. ``path`` reads all events of other
-    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped. The
-    last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises
+    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped, also
+    URLs. The last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises
     InputError for unusable files and, unless ``require_both_classes`` is false, for events of one
     class only.
     """
@@ -72,7 +72,7 @@ def _state(files: Sequence[Path], limit: int | None) -> str:
 
     Of an official file of 2.8 GB a tenth is used: its full content is not read to name the cache.
     """
-    missing = [file for file in files if not Path(str(file)).is_file()]
+    missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{missing[0]}: expected a table of events, found no file; check the path")
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

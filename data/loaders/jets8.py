@@ -50,8 +50,11 @@ def load_jets8(
     """
     from data.simulate.jets8 import sizes_of
 
+    def share(n_events: int) -> list[int]:
+        return [*sizes_of(n_events).values()][: len(catalog["file"])]
+
     catalog = _catalog(labelled)
-    source, files, limit = source_files(catalog, source, profile, path, _simulate)
+    source, files, limit = source_files(catalog, source, profile, path, _simulate, share)
     sizes = {} if limit is None else sizes_of(limit)
     keys = {file: _keys(file) for file in files}
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from data.catalog import dataset
-from data.loaders.common import LoadedDataset
+from data.loaders.common import LoadedDataset, Paths, as_paths
 from data.loaders.rotations import ANGLES, rotate_steps
 from data.readers.hdf5 import check_images_file, open_hdf5, readable
 from e2e_utils import paths
@@ -39,20 +39,24 @@ def load_rotated_mnist(
     source: str = "auto",
     profile: str = "quick",
     digits: Sequence[int] = (1, 2),
-    path: str | Path | None = None,
+    path: Paths | None = None,
 ) -> "RotatedDigits":
     """Handwritten digits at twelve angles, in the order of MNIST: training file, then test file.
 
     MNIST is public: where it is missing it is fetched, and there is no stand-in, so every
     ``source`` gives the same digits. ``profile`` limits the number of originals: of every digit the
     first ones, a sixth of them from the test file. ``path`` reads all originals of these digits
-    from another HDF5 file with the same keys. Raises InputError where the digits cannot be had.
+    from another HDF5 file with the same keys, also a URL. Raises InputError where the digits cannot
+    be had.
     """
     check_choice("source", source, SOURCES)
     check_choice("profile", profile, PROFILES)
     digits = _check_digits(digits)
     if path is not None:
-        file, found = Path(path).expanduser(), "file"
+        file, *others = as_paths(path)
+        if others:
+            raise InputError(f"DATA: expected one file, found {1 + len(others)}; name one")
+        found = "file"
         images, label, original, _ = _read(file, digits)
         words = file.name
     else:
@@ -83,7 +87,7 @@ def load_rotated_mnist(
     )
 
 
-def load_digit_images(path: str | Path, require_both_classes: bool = True) -> "DigitImages":
+def load_digit_images(path: Paths, require_both_classes: bool = True) -> "DigitImages":
     """Every picture of a given file of digits 1 and 2 as an event of its own, for `make score`.
 
     ``path``: HDF5 with the keys of the store. Raises InputError for a file that is not complete,

@@ -14,11 +14,14 @@ from e2e_utils.errors import InputError
 
 
 def prepare(task: str, profile: str, source: str) -> str:
-    """Make sure that a task's events are on disk (download, simulate, cache); one-line report."""
+    """Make sure that a task's events are on disk (download, simulate, cache); one-line report.
+
+    The loaders fetch of the official files what the profile takes; the full profile fetches all.
+    """
     if task not in PREPARATIONS:
         known = ", ".join(PREPARATIONS)
         raise InputError(f"{task}: expected a task with a loader, found none; known: {known}")
-    if source == "official":
+    if (source, profile) == ("official", "full"):
         from data.catalog import select
         from data.download import fetch_all
 

@@ -25,6 +25,7 @@ from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
 
 BLOCK_BYTES = 16_000_000  # of text a step: with the parsed numbers, 60 MB of memory
+MOST_PACKED = 200  # times smaller than its text is no table (UCI's: 3), but a gzip bomb may be
 CORRECT = "correct the line, or leave it out"
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -104,6 +105,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """Whole lines, about ``BLOCK_BYTES`` at a time; the last line may lack its newline."""
     rest = b""
     with _open(path) as stream:
+        left = MOST_PACKED * path.stat().st_size + BLOCK_BYTES
         while True:
             try:
                 block = stream.read(BLOCK_BYTES)
@@ -114,7 +116,11 @@ def _blocks(path: Path) -> Iterator[bytes]:
                 ) from error
             if not block:
                 break
+            left -= len(block)
             lines, newline, rest = (rest + block).rpartition(b"\n")
+            if left < 0 or len(rest) > BLOCK_BYTES:
+                found = "more text than a table packs" if left < 0 else "a line without an end"
+                raise InputError(f"{path}: expected events, found {found}; {FETCH_AGAIN}")
             if newline:
                 yield lines + newline
     if rest.strip():
