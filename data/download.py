@@ -42,7 +42,7 @@ from data.readers.remote_file import (
 )
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import check_free, readable_size, remove, sha256, write_json
+from e2e_utils.files import check_free, readable_size, sha256, write_json
 from e2e_utils.locks import locked
 
 LOCK_FILE = Path(__file__).with_name("catalog.lock.json")
@@ -148,7 +148,7 @@ def fetch(
         if path.exists() and not refresh:
             found = _defect(path, file, *known)
             if not found:
-                _record(file, path)
+                _record(file, path, locked)
                 return False
             hint = "" if found[1] == by_hand(file) else " (--accept-changed keeps it as it is)"
             print(f"{file['name']}: {found[0]}; downloading it again{hint}")
@@ -156,7 +156,7 @@ def fetch(
             once_more(lambda: _download(file, path, *known, patience))
         else:
             _pip_download(file, path, *known)
-        _record(file, path)
+        _record(file, path, locked)
     return True
 
 
@@ -169,8 +169,8 @@ def local_copy(url: str) -> Path:
     path = folder / (Path(urlsplit(url).path).name or "file")
     record, version = folder / "version.json", version_of(url)
     with only_one(folder.name):
-        if not path.is_file() or json.loads(record.read_text(encoding="utf-8")) != version:
-            remove(path)
+        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        if known != version or not path.is_file():
             once_more(lambda: _copy(url, path))
             write_json(record, version)
     return path
@@ -343,10 +343,10 @@ def read_lock() -> dict[str, Locked]:
         ) from error
 
 
-def _record(file: OfficialFile, path: Path) -> None:
+def _record(file: OfficialFile, path: Path, locked: Locked | None) -> None:
     """Note what is in place in the lock file, unless the catalog itself vouches for it."""
-    if "sha256" in file or "md5" in file:
-        return
+    if locked or "sha256" in file or "md5" in file:
+        return  # known, and compared with already: hashing 30 GB takes minutes
     entries = read_lock()
     entry = Locked(bytes=path.stat().st_size, sha256=sha256(path))
     if entries.get(file["name"]) != entry:

@@ -22,6 +22,7 @@ from data.file_defects import content_defect
 from data.readers import remote_file
 from data.readers.remote_file import Patience, RemoteFile
 from e2e_utils import files, paths
+from e2e_utils.errors import InputError
 from tests.flaky_server import Served, flaky_server
 
 
@@ -312,6 +313,25 @@ def test_file_that_the_catalog_vouches_for_is_not_locked(place):
     assert place.run() == 0
     assert place.content() == CONTENT
     assert not place.lock_file.exists()
+
+
+def test_copy_of_a_given_file_follows_the_server_and_survives_interruptions(
+    place, data_folder
+) -> None:
+    url = f"{place.server.address}/sample.hdf5?download=1"
+    place.server.files["/sample.hdf5?download=1"] = Served([CONTENT], drops=[None, HALF])
+    path = download.local_copy(url)
+    assert (path.name, path.read_bytes()) == ("sample.hdf5", CONTENT)
+    place.server.requests.clear()
+    assert download.local_copy(url) == path
+    assert sum(request.sent for request in place.server.requests) == 1  # byte, to ask the version
+    (path.parent / "version.json").unlink()  # as if killed right before it was written
+    assert download.local_copy(url).read_bytes() == CONTENT
+    place.server.files["/sample.hdf5?download=1"] = Served([CHANGED])
+    assert download.local_copy(url).read_bytes() == CHANGED
+    assert sorted(p.name for p in path.parent.iterdir()) == ["sample.hdf5", "version.json"]
+    with pytest.raises(InputError, match="HTTP 404"):
+        download.local_copy(f"{place.server.address}/none.hdf5")
 
 
 # What must be refused -----------------------------------------------------------------------------
