@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 from urllib.parse import urlsplit
@@ -24,22 +23,8 @@ from urllib.parse import urlsplit
 from filelock import Timeout
 
 from data.catalog import OfficialFile, dataset, select
-from data.file_defects import (
-    content_defect,
-    hash_defect,
-    lock_defect,
-    size_defect,
-    start_defect,
-)
-from data.readers import remote_file
-from data.readers.remote_file import (
-    ChangedError,
-    Patience,
-    RemoteFile,
-    UnreachableError,
-    once_more,
-    version_of,
-)
+from data.file_defects import content_defect, hash_defect, lock_defect, size_defect, start_defect
+from data.readers.remote_file import ChangedError, RemoteFile, once_more, version_of
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import check_free, readable_size, sha256, write_json
@@ -111,14 +96,13 @@ def fetch_all(
         by_dataset.setdefault(file["dataset"], []).append(file)
     plan = [_wanted(group, refresh) for group in by_dataset.values()]
     _check_disk_space([file for wanted, _ in plan for file in wanted], refresh)
-    unreachable: set[str] = set()
     done: list[OfficialFile] = []
     missing: list[OfficialFile] = []
     for wanted, fallback in plan:
-        failed = [f for f in wanted if not _try_fetch(f, refresh, accept_changed, unreachable)]
+        failed = [f for f in wanted if not _try_fetch(f, refresh, accept_changed)]
         if failed and fallback:
             print(f"{fallback['name']}: taking this in place of {_names(wanted)}")
-            if _try_fetch(fallback, refresh, accept_changed, unreachable):
+            if _try_fetch(fallback, refresh, accept_changed):
                 done.append(fallback)
                 continue
         done += [file for file in wanted if file not in failed]
@@ -133,7 +117,6 @@ def fetch(
     file: OfficialFile,
     refresh: bool = False,
     accept_changed: bool = False,
-    patience: Patience | None = None,
 ) -> bool:
     """Put one official file into place; returns whether it had to be downloaded.
 
@@ -153,7 +136,7 @@ def fetch(
             hint = "" if found[1] == by_hand(file) else " (--accept-changed keeps it as it is)"
             print(f"{file['name']}: {found[0]}; downloading it again{hint}")
         if "url" in file:
-            once_more(lambda: _download(file, path, *known, patience))
+            once_more(lambda: _download(file, path, *known))
         else:
             _pip_download(file, path, *known)
         _record(file, path, locked)
@@ -195,9 +178,7 @@ def only_one(name: str) -> Iterator[None]:
         yield
 
 
-def open_remote(
-    file: OfficialFile, part: Path, sizes: list[int], patience: Patience | None = None
-) -> RemoteFile:
+def open_remote(file: OfficialFile, part: Path, sizes: list[int]) -> RemoteFile:
     """An official file at its address, whose bytes are gathered in ``part``."""
 
     def inspect(start: bytes, size: int | None) -> None:
@@ -210,7 +191,7 @@ def open_remote(
             raise InputError(f"{file['name']}: {defect} at {file['url']}; {ACCEPT}")
 
     limit = max(sizes, default=TOLERANCE * file.get("approximate_bytes", math.inf))
-    return RemoteFile(file["url"], part, file["name"], by_hand(file), inspect, limit, patience)
+    return RemoteFile(file["url"], part, file["name"], by_hand(file), inspect, limit)
 
 
 def by_hand(file: OfficialFile) -> str:
@@ -235,18 +216,12 @@ def expected_bytes(file: OfficialFile) -> int | None:
     return max(file["bytes"], default=file.get("approximate_bytes"))
 
 
-def _download(
-    file: OfficialFile,
-    path: Path,
-    sizes: list[int],
-    recorded: str | None,
-    patience: Patience | None,
-) -> None:
+def _download(file: OfficialFile, path: Path, sizes: list[int], recorded: str | None) -> None:
     """Fill the part file, check it and move it into place; one that fails is emptied.
 
     Raises ChangedError where it may have failed because its pieces are of two versions.
     """
-    with open_remote(file, part_path(path), sizes, patience) as remote:
+    with open_remote(file, part_path(path), sizes) as remote:
         remote.fetch()
         if found := _defect(remote.part, file, sizes, recorded):
             kind = ChangedError if remote.resumed else InputError
@@ -305,19 +280,12 @@ def _names(files: list[OfficialFile]) -> str:
     return ", ".join(file["name"] for file in files)
 
 
-def _try_fetch(
-    file: OfficialFile, refresh: bool, accept_changed: bool, unreachable: set[str]
-) -> bool:
-    """``fetch`` that prints its outcome; a host that is in ``unreachable`` gets one attempt."""
-    host, patience = urlsplit(file.get("url", "")).netloc, remote_file.PATIENCE
-    if host in unreachable:
-        patience = replace(patience, attempts=1, first_attempts=1)
+def _try_fetch(file: OfficialFile, refresh: bool, accept_changed: bool) -> bool:
+    """``fetch`` that prints its outcome; whether the file is in place."""
     try:
-        downloaded = fetch(file, refresh, accept_changed, patience)
+        downloaded = fetch(file, refresh, accept_changed)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, UnreachableError):
-            unreachable.add(host)
         return False
     print(f"{file['name']}: {'downloaded' if downloaded else 'already complete'}")
     return True

@@ -66,6 +66,7 @@ def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
         return get_adapter(session, url)
 
     monkeypatch.setattr(remote_file.Session, "get_adapter", local)
+    monkeypatch.setattr(remote_file, "SILENT", set())
     monkeypatch.setattr(remote_file, "PATIENCE", remote_file.Patience(10, 10, 3, 0.001, 0.01))
 
 

@@ -53,6 +53,7 @@ class Patience:
 
 
 PATIENCE = Patience()
+SILENT: set[str] = set()  # hosts that never answered: not waited for again by this process
 
 
 class UnreachableError(InputError):
@@ -124,11 +125,10 @@ class RemoteFile(io.RawIOBase):
         advice: str = "try again, or download it by other means and give its path",
         inspect: Callable[[bytes, int | None], None] = lambda start, size: None,
         limit: float = math.inf,
-        patience: Patience | None = None,
     ) -> None:
         super().__init__()
         self.url, self.part, self.name, self.advice = url, part, name or url, advice
-        self.inspect, self.limit, self.patience = inspect, limit, patience or PATIENCE
+        self.inspect, self.limit, self.patience = inspect, limit, PATIENCE
         self.received, self._answered, self._position = 0, False, 0
         self.footer: object = None  # of a parquet file, kept by who reads it
         self._journal = part.with_name(f"{part.name}.json")
@@ -157,8 +157,11 @@ class RemoteFile(io.RawIOBase):
                 self._receive(*gap, restart=start == 0)
             except BROKEN as error:
                 failures = 1 if self.received > before else failures + 1
-                reached = self._answered or self.resumed
-                if failures >= (patience.attempts if reached else patience.first_attempts):
+                reached, host = self._answered or self.resumed, urlsplit(self.url).netloc
+                attempts = patience.attempts if reached else patience.first_attempts
+                if failures >= (attempts if reached or host not in SILENT else 1):
+                    if not reached:
+                        SILENT.add(host)
                     raise (InputError if reached else UnreachableError)(
                         f"{self.name}: expected a download from {self.url}, found "
                         f"{_reason(error, patience)}; {self.advice}"
