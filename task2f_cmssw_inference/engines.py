@@ -1,12 +1,11 @@
 """The ONNX Runtime engines of CMSSW releases, as their wheels on PyPI, each in its own environment.
 
 CMSSW brings its own build of ONNX Runtime; the wheel of the same version is the nearest thing to it
-outside. Old wheels need old interpreters, which are used where the machine has them.
+outside. Old wheels need old interpreters: ``prepare.py`` installs them where the machine has some.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from e2e_utils.files import atomic_path, remove
+from e2e_utils import paths
+from e2e_utils.files import atomic_path
 
 WORKER = Path(__file__).with_name("engine_worker.py")
-PATIENCE = 150  # seconds for the installation of one engine
 
 
 @dataclass(frozen=True)
@@ -28,58 +27,41 @@ class Engine:
     version: str
     python: str
     releases: str
+    sha256: str  # of the wheel for Linux on x86_64
+
+    @property
+    def environment(self) -> Path:
+        """Folder of the engine's own environment; it holds a file ``ready`` when complete."""
+        return paths.BUILD / "engines" / f"onnxruntime-{self.version}"
 
 
 OLD_ENGINES = (
-    Engine("1.0.0", "3.7", "11_0_1"),
-    Engine("1.3.0", "3.8", "10_6_14+, 11_2_X"),
-    Engine("1.7.0", "3.8", "11_3_X, 12_0_2 (1.7.2)"),
-)
+    Engine(
+        "1.0.0", "3.7", "11_0_1",
+        "610083918cb4513fee84d610d8d858b72e2689a93062001a075f095b58d456c6",
+    ),
+    Engine(
+        "1.3.0", "3.8", "10_6_14+, 11_2_X",
+        "0b2b2c3c19eb1a7669d7295ea0956f9f276cff2cfe33772084160964820a0acb",
+    ),
+    Engine(
+        "1.7.0", "3.8", "11_3_X, 12_0_2 (1.7.2)",
+        "c4e5c5193718163befd0c8f690aa11a9dcb39dc6366f70b926eef44a89cdedf6",
+    ),
+)  # fmt: skip
 
 
 class EngineMissing(Exception):
     """This machine cannot provide an engine; the text says why."""
 
 
-def find_interpreter(version: str) -> str:
-    """A CPython of this minor version: on the PATH, or one of pyenv. Raises EngineMissing."""
-    named = shutil.which(f"python{version}")
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    candidates = [named] if named else []
-    candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python"))]
-    for candidate in candidates:
-        command = [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if found.returncode == 0 and found.stdout.strip() == version:
-            return candidate
-    raise EngineMissing(f"no CPython {version} on this machine")
-
-
-def install(engine: Engine, folder: Path) -> str:
-    """Python of an environment below ``folder`` that has the engine, made where it is missing.
-
-    Raises EngineMissing without the interpreter or when the wheel cannot be installed.
-    """
-    environment = folder / f"onnxruntime-{engine.version}"
-    python = environment / "bin" / "python"
-    if (environment / "ready").is_file():
-        return str(python)
-    interpreter = find_interpreter(engine.python)
-    remove(environment)
-    packages = [f"onnxruntime=={engine.version}", "numpy<1.25", "protobuf<3.21"]
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in ([interpreter, "-m", "venv", str(environment)], [*pip, *packages]):
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=PATIENCE
-            )
-        except subprocess.TimeoutExpired as error:
-            raise EngineMissing(f"installation took longer than {PATIENCE} s") from error
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise EngineMissing(f"installation failed: {lines[-1]}")
-    (environment / "ready").touch()
-    return str(python)
+def interpreter(engine: Engine) -> str:
+    """Python of the environment that has the engine. Raises EngineMissing if none was prepared."""
+    if not (engine.environment / "ready").is_file():
+        raise EngineMissing(
+            f"not installed; `make data` does that on Linux with CPython {engine.python}"
+        )
+    return str(engine.environment / "bin" / "python")
 
 
 def run_worker(

@@ -13,18 +13,19 @@ from torch import nn
 
 from data.catalog import dataset
 from data.simulate.two_photons import barrel_id
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
+from e2e_utils.paths import script_path
 from task2f_cmssw_inference.engines import (
     OLD_ENGINES,
-    Engine,
     EngineMissing,
     current_python,
-    find_interpreter,
-    install,
+    interpreter,
     run_worker,
 )
+from task2f_cmssw_inference.prepare import find_interpreter, install
 
 task = load_definitions("task2f_cmssw_inference")
 BATCHES = (0, 1, 2, 7, 64)
@@ -126,13 +127,13 @@ def test_export_has_opset_10_and_ir_5_and_agrees_with_torch(graph, tmp_path):
 def test_the_oldest_engine_of_cmssw_agrees_with_torch(graph, tmp_path):
     oldest = min(OLD_ENGINES, key=lambda engine: task.release_number(engine.version))
     try:
-        python = install(oldest, task.paths.BUILD / "engines")
+        install(oldest)
     except EngineMissing as reason:
         pytest.skip(f"ONNX Runtime {oldest.version}: {reason}")
     frames = {f"batch{n}": random_frames(n) for n in BATCHES}
     frames["zero"] = np.zeros((1, 1, 32, 32), np.float32)
     path = exported(graph, tmp_path / "model.onnx")
-    scores, report = run_worker(python, path, frames, tmp_path / "state")
+    scores, report = run_worker(interpreter(oldest), path, frames, tmp_path / "state")
     assert report["engine"] == "1.0.0"
     for name, x in frames.items():
         wanted = graph(torch.from_numpy(x)).detach().numpy()
@@ -400,9 +401,24 @@ def test_an_interpreter_that_is_not_there_is_named():
         find_interpreter("9.9")
 
 
-def test_a_wheel_that_is_not_there_is_reported_and_leaves_no_ready_engine(tmp_path):
-    version = ".".join(task.platform.python_version_tuple()[:2])
-    engine = Engine("0.0.0", version, "none")
+def test_a_wheel_of_another_hash_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    engine = dataclasses.replace(OLD_ENGINES[1], sha256="0" * 64)
+    try:
+        find_interpreter(engine.python)
+    except EngineMissing as reason:
+        pytest.skip(str(reason))
     with pytest.raises(EngineMissing, match="installation failed"):
-        install(engine, tmp_path)
-    assert not list(tmp_path.rglob("ready"))
+        install(engine)
+    with pytest.raises(EngineMissing, match="not installed"):
+        interpreter(engine)
+
+
+def test_the_notebook_installs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    source = script_path("task2f_cmssw_inference").read_text()
+    assert "task2f_cmssw_inference.prepare" not in source
+    for engine in OLD_ENGINES:
+        with pytest.raises(EngineMissing, match="make data"):
+            interpreter(engine)
+    assert list(tmp_path.iterdir()) == []

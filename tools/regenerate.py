@@ -48,11 +48,20 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
 )
 PASSED_ON = ("DASK_SCHEDULER_ADDRESS", "PYTHONPATH")  # to the processes of a worker elsewhere
+# The events of a task, and what its folder's own prepare.py makes ready besides.
 PREPARE = """
-import sys
+import importlib.util, runpy, sys
 from data.loaders import prepare
 from e2e_utils.errors import command_line
-command_line(lambda: print(prepare(*sys.argv[1:])))()
+
+def main():
+    report = prepare(*sys.argv[1:])
+    own = f"{sys.argv[1]}.prepare"
+    if importlib.util.find_spec(own):
+        runpy.run_module(own, run_name="__main__")
+    print(report)
+
+command_line(main)()
 """
 
 
