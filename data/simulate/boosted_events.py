@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import awkward as ak
 import numpy as np
-import pythia8mc
 
 from data.simulate.boosted_kinematics import (
     B_MASS,
@@ -32,6 +31,7 @@ from data.simulate.jets_events import (
     make_pythia,
     overlay,
 )
+from data.simulate.packages import pythia8mc
 
 NO_MPI = "PartonLevel:MPI = off"  # the underlying event comes from a pool, see jets_events
 HADRONIC = ("24:onMode = off", "24:onIfAny = 1 2 3 4 5")

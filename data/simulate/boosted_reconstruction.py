@@ -2,13 +2,13 @@
 
 from functools import lru_cache
 
-import fastjet
 import numpy as np
 
 from data.simulate.boosted_events import Hard, directions
 from data.simulate.jets_events import Particles
 from data.simulate.jets_reconstruction import clustered
 from data.simulate.jets_reconstruction import jet_definition as silent_definition
+from data.simulate.packages import fastjet
 
 RADIUS = 0.8  # of anti-kT jets: what CMS uses for boosted tops
 MIN_PT = 400.0  # GeV: the least of the official files

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import awkward as ak
-import fastjet
 import numpy as np
-import pythia8mc
+
+from data.simulate.packages import fastjet, pythia8mc
 
 ENERGY = 8000.0  # GeV
 H0_MASS, CHARGED_MASS, H_MASS, A0_MASS = 425.0, 325.0, 125.0, 900.0  # GeV; A0: out of reach

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import awkward as ak
 import numpy as np
-import pythia8mc
 
 from data.simulate import sources_hash
+from data.simulate.packages import pythia8mc
 from data.simulate.shards import load, store
 from e2e_utils import paths
 

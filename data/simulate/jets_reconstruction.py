@@ -3,10 +3,10 @@
 from functools import lru_cache
 
 import awkward as ak
-import fastjet
 import numpy as np
 
 from data.simulate.jets_events import CHARGED, ELECTRON, MUON, NEUTRAL, PHOTON, Particles
+from data.simulate.packages import fastjet
 
 RADIUS = 0.5  # of anti-kT jets: what CMS used at 8 TeV
 MIN_PT = 70.0  # GeV

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -122,7 +123,8 @@ def results(
 ) -> Iterator[tuple[int, Arrays]]:
     """(number of the job, its arrays) in the order of completion; few at a time in memory."""
     is_worker = multiprocessing.current_process().daemon  # may not start processes itself
-    if scheduler == "synchronous" or len(jobs) < 2 or (is_worker and not scheduler):
+    alone = is_worker or not find_spec("distributed")
+    if scheduler == "synchronous" or len(jobs) < 2 or (alone and not scheduler):
         for number, job in enumerate(jobs):
             yield number, work(*job)
         return
