@@ -29,22 +29,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = ""  # @param {type:"string"}  On Colab: the https address of this repository.
+REPOSITORY = ""  # @param {type:"string"}  Without a clone, as on Colab: this repository's address.
 
-if "google.colab" in sys.modules:
-    if not Path("e2e_utils").is_dir():
-        assert REPOSITORY, "enter the address of this repository in the form field of this cell"
-        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "e2e"], check=True)
-        os.chdir("e2e")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-qr", "requirements-colab.txt"], check=True
-    )
-else:  # the root is the first folder upwards that holds the shared module
-    os.chdir(next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "e2e_utils").is_dir()))
-sys.path.insert(0, os.getcwd())
+places = [Path.cwd(), Path.cwd() / "e2e", *Path.cwd().parents]
+root = next((place for place in places if (place / "e2e_utils").is_dir()), None)
+if root is None:  # a notebook alone: fetch what it needs
+    assert REPOSITORY, "enter the address of this repository in the form field of this cell"
+    git = ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "e2e"]
+    fetched = subprocess.run(git, capture_output=True, text=True)
+    assert fetched.returncode == 0, f"{REPOSITORY} could not be fetched: {fetched.stderr}"
+    root = Path.cwd() / "e2e"
+os.chdir(root)
+sys.path.insert(0, str(root))
 
+from e2e_utils.colab import install_missing
 from e2e_utils.notebook import show_results
 
+install_missing()
 show_results("task2f_cmssw_inference")
 
 # %% [markdown]
@@ -93,7 +94,7 @@ from task2f_cmssw_inference.engines import (
     OLD_ENGINES,
     EngineMissing,
     current_python,
-    install,
+    interpreter,
     run_worker,
 )
 
@@ -356,7 +357,8 @@ display(Markdown("\n".join(["| model with | refused: |", "| --- | --- |", *(f"| 
 # ## 5. Parity
 # The same frames through PyTorch and through every engine at hand: batches of 0 (an event without photons), 1, 2, 7 and
 # 64 real showers, and an all-zero frame (a photon outside the barrel). The old engines are the PyPI wheels of the
-# versions that CMSSW carries; they need interpreters as old as they are and are left out, by name, where there is none.
+# versions that CMSSW carries. `make` installs them where it finds interpreters as old as they are; elsewhere they are
+# left out, by name.
 
 # %%
 BATCHES = (0, 1, 2, 7, 64)
@@ -386,7 +388,7 @@ def release_number(version: str) -> tuple[int, ...]:
 interpreters, missing = {"current": current_python()}, {}
 for engine in OLD_ENGINES:
     try:
-        interpreters[engine.version] = install(engine, paths.BUILD / "engines")
+        interpreters[engine.version] = interpreter(engine)
     except EngineMissing as reason:
         missing[engine.version] = str(reason)
 
@@ -1059,9 +1061,7 @@ conclusions = [
     else "No cmsRun was run, and no C++ was compiled: the times are those of the engine in Python.",
 ]
 if missing:
-    conclusions.append(
-        f"Not run for lack of an interpreter or wheel: ONNX Runtime {', '.join(missing)}."
-    )
+    conclusions.append(f"Not run, since not installed: ONNX Runtime {', '.join(missing)}.")
 display(Markdown("\n".join(f"- {line}" for line in conclusions)))
 
 # %% [markdown]

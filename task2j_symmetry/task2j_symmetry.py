@@ -29,22 +29,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = ""  # @param {type:"string"}  On Colab: the https address of this repository.
+REPOSITORY = ""  # @param {type:"string"}  Without a clone, as on Colab: this repository's address.
 
-if "google.colab" in sys.modules:
-    if not Path("e2e_utils").is_dir():
-        assert REPOSITORY, "enter the address of this repository in the form field of this cell"
-        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "e2e"], check=True)
-        os.chdir("e2e")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-qr", "requirements-colab.txt"], check=True
-    )
-else:  # the root is the first folder upwards that holds the shared module
-    os.chdir(next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "e2e_utils").is_dir()))
-sys.path.insert(0, os.getcwd())
+places = [Path.cwd(), Path.cwd() / "e2e", *Path.cwd().parents]
+root = next((place for place in places if (place / "e2e_utils").is_dir()), None)
+if root is None:  # a notebook alone: fetch what it needs
+    assert REPOSITORY, "enter the address of this repository in the form field of this cell"
+    git = ["git", "clone", "--quiet", "--depth=1", REPOSITORY, "e2e"]
+    fetched = subprocess.run(git, capture_output=True, text=True)
+    assert fetched.returncode == 0, f"{REPOSITORY} could not be fetched: {fetched.stderr}"
+    root = Path.cwd() / "e2e"
+os.chdir(root)
+sys.path.insert(0, str(root))
 
+from e2e_utils.colab import install_missing
 from e2e_utils.notebook import show_results
 
+install_missing()
 show_results("task2j_symmetry")
 
 # %% [markdown]
