@@ -25,7 +25,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help all test data pdf score results badges publish check bench clean distclean $(TASKS)
+.PHONY: help all test data pdf score results badges publish check bench colab-check clean distclean $(TASKS)
 
 help:  ## this text
 	@echo "usage: make <target> [PROFILE=quick|standard|full] [DATA_SOURCE=auto|official|standin]"
@@ -74,6 +74,9 @@ check: $(READY)  ## published notebooks, weights, tables fit together; code styl
 bench: $(READY)  ## speed ratios: simulation, loading, training, inference
 	@$(PY) -m benchmarks
 
+colab-check: $(READY)  ## every notebook alone, with Colab's packages (3 GB): PYTHON=python3.13 [TASK=...]
+	@$(PY) -m tools.colab_check --python $(PYTHON) $(TASK)
+
 clean:  ## remove build/ and caches (keeps data and .venv)
 	@rm -rf build .pytest_cache .ruff_cache data/files/cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
@@ -82,7 +85,7 @@ distclean: clean  ## clean, and remove data/files and .venv too
 	@rm -rf data/files .venv *.egg-info
 
 # Made anew only when the requirements change; a broken attempt leaves no `ready` behind.
-.venv/ready: requirements.txt requirements-colab.txt pyproject.toml
+.venv/ready: requirements.txt requirements-simulation.txt pyproject.toml
 	@echo "setting up .venv (some minutes, once) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: CPython 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one with PYTHON=...")'
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
