@@ -324,7 +324,8 @@ def test_copy_of_a_given_file_follows_the_server_and_survives_interruptions(
     assert (path.name, path.read_bytes()) == ("sample.hdf5", CONTENT)
     place.server.requests.clear()
     assert download.local_copy(url) == path
-    assert sum(request.sent for request in place.server.requests) == 1  # byte, to ask the version
+    (asked,) = place.server.requests
+    assert asked.sent <= 1  # byte, to ask for the version
     (path.parent / "version.json").unlink()  # as if killed right before it was written
     assert download.local_copy(url).read_bytes() == CONTENT
     place.server.files["/sample.hdf5?download=1"] = Served([CHANGED])
