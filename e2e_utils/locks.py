@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock
@@ -12,7 +12,7 @@ NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, 524)  # Lustre, DVS, s
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file ``path``, which stays; raises filelock.Timeout if it may not wait.
+    """Hold the lock file ``path``, gone afterwards; raises filelock.Timeout if it may not wait.
 
     Where the file system has no locks, the existence of a second file is the lock.
     """
@@ -23,6 +23,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows keeps an open file
+            path.unlink(missing_ok=True)  # filelock notices a file that went before its lock came
         lock.release()
 
 

@@ -58,7 +58,7 @@ def workplace(folder: Path, need_bytes: int) -> Iterator[None]:
     """
     directory = folder.parent
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / f".{folder.name}.lock"):
+    with locked(directory / f"{folder.name}.lock"):
         try:
             free = shutil.disk_usage(directory).free
             if free < need_bytes:
