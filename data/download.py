@@ -198,7 +198,7 @@ def by_hand(file: OfficialFile) -> str:
     """Advice for error messages: how to get the file without this program, or do without it."""
     place = paths.display_path(paths.OFFICIAL / file["name"])
     advice = (
-        "run `make data DATA_SOURCE=official` where there is a way to it, or download it in a "
+        "run `make data DATA_SOURCE=official` on a machine that can reach it, or download it in a "
         f"browser from {file.get('page')} and put it at {place}"
     )
     has_fallback = any(f.get("fallback") for f in dataset(file["dataset"])["file"])

@@ -94,9 +94,11 @@ def _fetch_part(file: OfficialFile, n_events: int) -> Path | None:
                         f"{by_hand(file)}"
                     )
         remote.forget()
+    if not target.exists():
+        return None
     for _, part in smaller:
         remove(part)
-    return target if target.exists() else None
+    return target
 
 
 # Formats ------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def with_part(text: str, part: str, content: str, name: str) -> str:
     _, closed, tail = rest.partition(end)
     if not found or not closed:
         raise InputError(
-            f"{name}: expected the markers {begin} and {end}, found them not; put both into it"
+            f"{name}: expected the markers {begin} and {end}, found none; put both into it"
         )
     return f"{head}{begin}\n{content}\n{end}{tail}"
 

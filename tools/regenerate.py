@@ -135,13 +135,16 @@ def stage_command(stage: str, job: Job, options: argparse.Namespace) -> list[str
     return command + (["--force"] if options.force else [])
 
 
-def stage_environment(threads: int) -> dict[str, str]:
+def stage_environment(stage: str, threads: int) -> dict[str, str]:
     """Variables of a stage's process: this project's own, and as many threads as it may use.
+
+    Only data are fetched through pip (MNIST, old ONNX engines): its settings go to that stage.
 
     Dask's workers start with one thread for every numerical library: all are set again. OpenMP's
     threads give their core back while they wait: spinning ones stall a machine that is shared.
     """
-    own = {k: v for k, v in os.environ.items() if k.startswith("E2E_") or k in PASSED_ON}
+    prefixes = ("E2E_", "PIP_") if stage == "data" else ("E2E_",)
+    own = {k: v for k, v in os.environ.items() if k.startswith(prefixes) or k in PASSED_ON}
     return own | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -241,7 +244,7 @@ def schedule(
                 run_stage,
                 stage_command(job.stage, job, options),
                 str(paths.ROOT),
-                stage_environment(threads),
+                stage_environment(job.stage, threads),
                 key=f"{job.stage}-{job.task}",
                 pure=False,
             )

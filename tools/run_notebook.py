@@ -72,6 +72,16 @@ def run(
         "DATA_SOURCE": data_source,
         "DATA": ",".join(map(str, data_files(data))),
     }
+    # Of what runs, not of what is there when it ends.
+    stamp = {
+        "key": key,
+        "profile": profile,
+        "requested_source": data_source,
+        "data_state": data_state(task, data_source, data),
+        "source_hash": source_hash(task),
+        "versions": library_versions(),
+    }
+    code = code_state(task, data_source, data)
     started = time.time()
     with reporting_full_disk(folder / "run.log"), only_run(folder) as stream:
         earlier = keep_state_of(folder, key, force)
@@ -88,16 +98,8 @@ def run(
         except KeyboardInterrupt:
             log.write("interrupted")
             raise
-        stamp = {
-            "key": key,
-            "profile": profile,
-            "requested_source": data_source,
-            "data_state": data_state(task, data_source, data),
-            "source_hash": source_hash(task),
-            "versions": library_versions(),
-        }
         stamp["seconds"] = round(log.elapsed(), 1)
-        conclude(folder, task, nb, stamp, code_state(task, data_source, data), started)
+        conclude(folder, task, nb, stamp, code, started)
         log.write("finished")
     return "ran"
 

@@ -4,8 +4,8 @@
 
 makes stand-in images if they are missing, draws data/figures/egamma_*.png, and rewrites the table
 between the markers in data/README.md. The 100 real images are optional: they are looked for in the
-folder that the environment variable E2E_REAL_SAMPLES names, or in ``shared/data`` beside the
-repository; without them, only the published numbers are compared.
+folder that the environment variable E2E_REAL_SAMPLES names; without them, only the published
+numbers are compared.
 """
 
 import argparse

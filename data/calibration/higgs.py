@@ -4,8 +4,8 @@
 
 makes stand-in events if they are missing, draws data/figures/higgs_*.png, and rewrites the tables
 between the markers in data/README.md. The 7,500 real rows (higgs_real_7500.tsv) are looked for in
-the folder that the environment variable E2E_REAL_SAMPLES names, or in ``shared/data`` beside the
-repository; without them there is nothing to compare, and it stops.
+the folder that the environment variable E2E_REAL_SAMPLES names; without them there is nothing to
+compare, and it stops.
 """
 
 import argparse

@@ -75,11 +75,9 @@ class Session(requests.Session):
                 return min(super().get_retry_after(response) or 0, patience.longest_delay) or None
 
         retry = Retry(
-            *(
-                patience.attempts - 1,
-                0,
-                0,
-            ),  # in all, to connect, to read: `fetch` tries those again
+            total=patience.attempts - 1,
+            connect=0,  # `fetch` tries these again
+            read=0,
             status_forcelist=BUSY,
             backoff_factor=patience.first_delay / 2,
             backoff_max=patience.longest_delay,
@@ -130,7 +128,6 @@ class RemoteFile(io.RawIOBase):
         self.url, self.part, self.name, self.advice = url, part, name or url, advice
         self.inspect, self.limit, self.patience = inspect, limit, PATIENCE
         self.received, self._answered, self._position = 0, False, 0
-        self.footer: object = None  # of a parquet file, kept by who reads it
         self._journal = part.with_name(f"{part.name}.json")
         self._session = Session(self.patience)
         self._version, self._ranges = self._read_journal()
@@ -143,9 +140,11 @@ class RemoteFile(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file; asks the server where it is not known."""
+        """Bytes of the whole file; asks the server, and fetches all where it does not tell."""
         if self._version.get("bytes") is None:
             self.fetch(0, BLOCK_BYTES)
+        if self._version.get("bytes") is None:
+            self.fetch()
         return self._version["bytes"]
 
     def fetch(self, start: int = 0, stop: float = math.inf) -> None:
