@@ -87,6 +87,8 @@ METRICS_SCHEMA = {
         "floors": _MODELS,
         "arms": _MODELS,
         "variants": {},
+        # What the prose of the notebook asserts -> whether this run shows it.
+        "claims": {"type": "object", "additionalProperties": {"type": "boolean"}},
         "parameters": _COUNT,
         "flops": _COUNT,
         "published": {"type": "array", "items": {"type": "string"}, "minItems": 1},

@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from e2e_utils.checkpoints import load_training_state, save_training_state
+from e2e_utils.distributed import share_buffers
 from e2e_utils.seeds import epoch_batches
 
 
@@ -109,8 +110,13 @@ class Training:
 
     @property
     def averaged(self) -> nn.Module:
-        """The network to evaluate: the moving average where there is one."""
-        return self.average.module if self.average else self.model
+        """The network to evaluate: the moving average where there is one.
+
+        Every process of a distributed training asks for it: all get the buffers of the first.
+        """
+        network = self.average.module if self.average else self.model
+        share_buffers(network)
+        return network
 
     def epochs(self, number: int) -> Iterator[int]:
         """The epochs that are left of ``number``; each must end with `record`."""

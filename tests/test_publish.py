@@ -89,6 +89,18 @@ def test_a_run_on_other_files_is_refused(project: Path) -> None:
         publish(TASK, "quick")
 
 
+def test_a_run_with_a_false_claim_is_refused_and_true_ones_stand_in_the_card(project: Path) -> None:
+    metrics_file = finished_run("quick") / "metrics.json"
+    metrics = json.loads(metrics_file.read_text())
+    claims = {"better than boosting": True, "calibrated": False}
+    metrics_file.write_text(json.dumps(metrics | {"claims": claims}))
+    with pytest.raises(InputError, match="true claims, found false: calibrated; correct"):
+        publish(TASK, "quick")
+    metrics_file.write_text(json.dumps(metrics | {"claims": {"better than boosting": True}}))
+    publish(TASK, "quick")
+    assert "- better than boosting\n" in (project / "weights" / "README.md").read_text()
+
+
 def test_a_smaller_profile_replaces_a_larger_one_only_on_request(project: Path) -> None:
     finished_run("standard", auc=0.9)
     finished_run("quick", auc=0.8)

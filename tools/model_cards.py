@@ -60,6 +60,9 @@ def model_card(task: str, metrics: dict) -> list[str]:
         "",
         *metrics_table(metrics),
     ]
+    if metrics.get("claims"):
+        claims = (f"- {claim}" for claim in metrics["claims"])
+        lines += ["", "Checked in this run, over test events and trainings:", "", *claims]
     files = products(folder)
     if files:
         lines += ["", "| File | Bytes | SHA-256 |", "| --- | --- | --- |"]

@@ -119,6 +119,12 @@ def refuse_unfit(task: str, profile: str, allow_smaller: bool) -> None:
             f"{where}: expected a run on data of the catalog, found one on files given as DATA; "
             f"{again} without it"
         )
+    false = [claim for claim, holds in metrics.get("claims", {}).items() if not holds]
+    if false:
+        raise InputError(
+            f"{where}: expected true claims, found false: {'; '.join(false)}; correct the prose "
+            "and its claims, or the network"
+        )
     notebook = run / f"{task}.ipynb"
     problems = notebook_problems(notebook, task)
     problems += run_problems(run, notebook, task)
