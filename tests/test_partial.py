@@ -149,6 +149,19 @@ def test_more_events_replace_the_part(case, offered, tmp_path) -> None:
     assert_part(case, fetch_first(entry, 9), tmp_path, 9)
 
 
+def test_a_part_stays_until_there_is_more(offered, monkeypatch) -> None:
+    file = offered(PARQUET)
+    part = fetch_first(file, 5)
+
+    def unreachable(*_: object) -> None:
+        raise InputError("no way to the whole file")
+
+    monkeypatch.setattr(partial, "fetch", unreachable)
+    with pytest.raises(InputError, match="no way"):
+        fetch_first(file, N + 1)
+    assert on_disk(file, 5) == part
+
+
 @FORMATS
 def test_interrupted_fetch_resumes(case, offered, server, tmp_path, monkeypatch) -> None:
     entry = offered(case, drops=[None, None, None])
