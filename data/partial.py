@@ -85,6 +85,7 @@ def _fetch_part(file: OfficialFile, n_events: int) -> Path | None:
     write, count = FORMATS[file["format"]]
     fetched = target.with_name(f"{file['name']}.fetched")
     with open_remote(file, fetched, known_sizes(file)) as remote:
+        remote.fetch(0, BLOCK_BYTES)  # here, since HDF5 garbles the errors of what it calls back
         if n_events < event_count(remote, file):
             with atomic_path(target) as new:
                 write(remote, file, n_events, new)

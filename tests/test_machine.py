@@ -151,6 +151,7 @@ def test_only_one_place_opens_sessions():
 SHARDS = """
 import os
 del os.sched_getaffinity
+os.process_cpu_count = os.cpu_count  # of Python 3.13: as it is where there is no affinity
 from pathlib import Path
 from data.simulate import shards
 from tests.test_machine import one_shard
