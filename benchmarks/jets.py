@@ -35,8 +35,8 @@ def measure() -> list[dict]:
     """Rates of the simulation and of batches; sizes of the files."""
     simulate_shard(1, True, np.random.SeedSequence(0))  # compiles, makes the pools
     start = time.process_time()
-    for gluon in (False, True):
-        simulate_shard(SIMULATED // 2, gluon, np.random.SeedSequence(1))
+    for quark in (False, True):
+        simulate_shard(SIMULATED // 2, quark, np.random.SeedSequence(1))
     simulated = SIMULATED / (time.process_time() - start)
 
     images = load_quark_gluon("standin", "quick").images

@@ -150,7 +150,7 @@ display(Markdown(f"> **Data of this run:** {dataset.description}"))
 
 # %%
 splits = split(y, seed=0, groups=duplicate_groups(dataset.images))
-pd.DataFrame({part: {"jets": len(rows), "gluons": int(y[rows].sum())} for part, rows in splits._asdict().items()}).T  # fmt: skip
+pd.DataFrame({part: {"jets": len(rows), "quarks": int(y[rows].sum())} for part, rows in splits._asdict().items()}).T  # fmt: skip
 
 # %% [markdown]
 # **One jet.** Rows are eta, columns phi, the middle of the picture is magnified. Tracks are single pixels. The ECAL has the

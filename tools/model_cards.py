@@ -60,6 +60,8 @@ def model_card(task: str, metrics: dict) -> list[str]:
         "",
         *metrics_table(metrics),
     ]
+    if "note" in data:
+        lines += ["", data["note"]]
     if metrics.get("claims"):
         claims = (f"- {claim}" for claim in metrics["claims"])
         lines += ["", "Checked in this run, over test events and trainings:", "", *claims]

@@ -24,7 +24,7 @@ from data.simulate.jets import generate
 from e2e_utils.errors import command_line
 from e2e_utils.jet_resolution import low_resolution
 
-CLASSES = ("quark", "gluon")  # label 0, 1
+CLASSES = ("gluon", "quark")  # label 0, 1
 SIZE, CHUNK = 125, 200
 CORE = 28.6  # pixels: the jet radius of 0.5
 RINGS = (0, 2, 5, 10, 20, 30)  # pixels from the image's centre
@@ -113,7 +113,7 @@ def separation(shapes: dict[str, np.ndarray], y: np.ndarray) -> tuple[float, flo
 
 
 def single_aucs(shapes: dict[str, np.ndarray], y: np.ndarray) -> dict[str, float]:
-    """ROC-AUC of each shape alone; above 0.5: larger for gluons."""
+    """ROC-AUC of each shape alone; above 0.5: larger for quarks."""
     from sklearn.metrics import roc_auc_score
 
     return {name: float(roc_auc_score(y, values)) for name, values in shapes.items()}
@@ -122,7 +122,7 @@ def single_aucs(shapes: dict[str, np.ndarray], y: np.ndarray) -> dict[str, float
 def table(jets: JetDataset, shapes: dict[str, np.ndarray]) -> str:
     """Markdown: published numbers, stand-in, and the stand-in's classes apart."""
     y = jets.y
-    lines = ["| | published | stand-in | quark | gluon |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| | published | stand-in | gluon | quark |", "| --- | --- | --- | --- | --- |"]
 
     def line(label: str, published: str, values: np.ndarray, digits: int) -> None:
         cells = [f"{values[rows].mean():.{digits}f}" for rows in (y >= 0, y == 0, y == 1)]

@@ -26,7 +26,7 @@ from e2e_utils.sparse_images import SparseImages
 
 CHANNELS = ("track pT", "ECAL", "HCAL")
 SHAPE = (len(CHANNELS), 125, 125)
-CLASSES = ("quark", "gluon")
+CLASSES = ("gluon", "quark")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NUMBERS = ("y", "pt", "m0")
 # Of X_jets_LR against X_jets, both rounded to float32
@@ -39,7 +39,7 @@ def load_quark_gluon(
     path: Paths | None = None,
     require_both_classes: bool = True,
 ) -> "JetDataset":
-    """Quark (label 0) and gluon jets (label 1) as (3, 125, 125) images, with pT and mass in GeV.
+    """Quark (label 1) and gluon jets (label 0) as (3, 125, 125) images, with pT and mass in GeV.
 
     Channels: pT of tracks, energy in ECAL, energy in HCAL (a tower's, shared by 25 pixels); rows
     are eta, columns phi. ``source`` and ``profile`` as for `load_electron_photon`. ``path`` reads
@@ -81,7 +81,7 @@ def _load(
     y = store.numbers["y"]
     if require_both_classes:
         check_both_classes(y, store.files, CLASSES)
-    n_quark, n_gluon = np.bincount(y, minlength=2)
+    n_gluon, n_quark = np.bincount(y, minlength=2)
     what = f"{n_quark:,} quark and {n_gluon:,} gluon jets"
     return kind(
         store.images,
@@ -153,7 +153,7 @@ class JetDataset(LoadedDataset):
     """Labelled jets and where they come from."""
 
     images: SparseImages  # N jets of shape (3, 125, 125), see CHANNELS
-    y: np.ndarray  # (N,) int64: 0 quark, 1 gluon
+    y: np.ndarray  # (N,) int64: 0 gluon, 1 quark
     pt: np.ndarray  # (N,) float64, GeV
     m0: np.ndarray  # (N,) float64, GeV
 

@@ -4,7 +4,7 @@
     python -m data.simulate.jets --events 6000 --low-resolution
 
 write parquet in the official schemas: X_jets as nested lists 3 x 125 x 125 of doubles (track pT,
-ECAL energy, HCAL energy of a tower / 25; GeV), pt and m0 in GeV, y (0 quark, 1 gluon; half of the
+ECAL energy, HCAL energy of a tower / 25; GeV), pt and m0 in GeV, y (1 quark, 0 gluon; half of the
 jets each, mixed); with --low-resolution also X_jets_LR, 3 x 64 x 64. What is known of the official
 files, and how these differ: data/README.md.
 """
@@ -31,7 +31,7 @@ SHARD_JET_BYTES = 7000
 SEED = 20250308
 
 
-def simulate_shard(n_events: int, gluon: bool, seed: np.random.SeedSequence) -> shards.Arrays:
+def simulate_shard(n_events: int, quark: bool, seed: np.random.SeedSequence) -> shards.Arrays:
     """Jets of one class: ``counts`` (n,), ``index`` and ``value`` of active pixels, ``pt``, ``m0``.
 
     ``index`` counts within the flattened (3, 125, 125) image; ``pt`` and ``m0`` (n,) in GeV.
@@ -41,7 +41,7 @@ def simulate_shard(n_events: int, gluon: bool, seed: np.random.SeedSequence) -> 
     from data.simulate.jets_reconstruction import select
 
     detector, pool = Detector(), pools()
-    dijets, rng = Dijets(gluon, seed), np.random.Generator(np.random.PCG64(seed))
+    dijets, rng = Dijets(quark, seed), np.random.Generator(np.random.PCG64(seed))
     parts, done = [], 0
     while done < n_events:
         events, partons = dijets.batch(BATCH)
@@ -124,7 +124,7 @@ def is_complete(path: Path, n_events: int, seed: int) -> bool:
 def mixed(
     parts: tuple[list[Path], list[Path]], n_events: int, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Chunks of columns with the shards of quarks and of gluons in a random order of labels."""
+    """Chunks of columns with the shards of gluons and of quarks in a random order of labels."""
     labels = np.random.default_rng(seed).permutation(np.arange(n_events) % 2)
     of_class = [iter_jets(files) for files in parts]
     for first in range(0, n_events, ROW_GROUP):
@@ -164,7 +164,7 @@ def generate(
     part_folder = directory / f".jets_n{n_events}_s{seed}_{simulation_version()}.part"
     n_class = n_events // 2
     sizes = [min(SHARD_EVENTS, n_class - first) for first in range(0, n_class, SHARD_EVENTS)]
-    jobs = [(size, gluon) for gluon in (False, True) for size in sizes]
+    jobs = [(size, quark) for quark in (False, True) for size in sizes]
     seeds = np.random.SeedSequence(seed).spawn(len(jobs))
     with shards.workplace(part_folder, need_bytes=(JET_BYTES + SHARD_JET_BYTES) * n_events):
         if is_complete(path, n_events, seed):

@@ -126,9 +126,9 @@ def visible(record: ak.Array) -> Particles:
 class Dijets:
     """Endless batches of dijet events of one class."""
 
-    def __init__(self, gluon: bool, seed: np.random.SeedSequence) -> None:
+    def __init__(self, quark: bool, seed: np.random.SeedSequence) -> None:
         number = 1 + int(seed.generate_state(1)[0]) % 900_000_000
-        self._pythia, self._hooks = make_pythia(GLUONS if gluon else QUARKS, number, central=True)
+        self._pythia, self._hooks = make_pythia(QUARKS if quark else GLUONS, number, central=True)
 
     def batch(self, n_events: int) -> tuple[Particles, np.ndarray]:
         """About ``n_events`` events, and eta and phi of both hard partons (n, 2, 2).
