@@ -14,7 +14,14 @@ from e2e_utils.paths import CACHE
 
 SOURCES = Path(__file__).resolve().parent
 # The modules that follow an electron or photon through the detector.
-DETECTOR = ("barrel.py", "detector.py", "ecal_readout.py", "ecal_showers.py", "tracker.py")
+DETECTOR = (
+    "barrel.py",
+    "detector.py",
+    "ecal_pulse.py",
+    "ecal_readout.py",
+    "ecal_showers.py",
+    "tracker.py",
+)
 
 
 def sources_hash(*names: str) -> str:

@@ -34,6 +34,8 @@ class Detector(NamedTuple):
     tail_gain: float = 1.1  # of the GP share of the tail
     core_stretch: float = 1.2  # widening in phi, where the field bends the shower's electrons
     tail_stretch: float = 1.15
+    core_spot: float = 1.0  # of the energy of a GP spot
+    tail_spot: float = 1.0
     width_spread: float = 0.03  # shower to shower, relative, of the radii in eta and in phi
     tail_spread: float = 0.1  # shower to shower, relative, of the tail's share
     tilt: float = 0.0524  # rad, 3 degrees between crystal axis and vertex direction (CMS)

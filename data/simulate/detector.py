@@ -15,19 +15,20 @@ from data.simulate.tracker import track
 
 
 @numba.njit(cache=True, nogil=True)
-def simulate_hits(rng, charge, energy, eta, phi, z, detector, grid, impacts):
+def simulate_hits(rng, charge, energy, eta, phi, z, detector, grid, noise, impacts):
     """Stored hits of one electron (``charge`` +-1) or photon (0), in GeV, into ``grid``.
 
-    Arguments as in `track`; ``grid`` (GRID, GRID) and ``impacts`` are work space. Returns
-    (i0, j0, conversion radius): the window is centred on where a straight line would arrive.
+    Arguments as in `track`; ``grid`` and ``noise`` (GRID, GRID) and ``impacts`` are work space;
+    ``noise`` receives the electronic noise in each energy. Returns (i0, j0, history of `track`):
+    the window is centred on where a straight line would arrive.
     """
     grid[:] = 0.0
-    count, conversion = track(rng, charge, energy, eta, phi, z, detector, impacts)
+    count, history = track(rng, charge, energy, eta, phi, z, detector, impacts)
     front = math.asinh(math.sinh(eta) + z / FRONT_RADIUS)
     i0 = math.floor(front / CRYSTAL_PITCH) - GRID // 2
     j0 = math.floor(phi / CRYSTAL_PITCH) - GRID // 2
     for k in range(count):
         render_shower(rng, grid, i0, j0, impacts[k], detector)
-    read_out(rng, grid, i0, j0, detector)
+    read_out(rng, grid, noise, i0, j0, detector)
     reduce_hits(grid, i0, detector)
-    return i0, j0, conversion
+    return i0, j0, history

@@ -3,8 +3,7 @@
 `read_out` adds noise and the selective readout; `reduce_hits` keeps what CMS reconstruction stores
 around clusters. Compiled by numba; random numbers come from the generator that is passed in.
 
-Sources: CMS, JINST 3 (2008) S08004 (CMS below); CMS, "Time reconstruction and performance of the
-CMS electromagnetic calorimeter", JINST 5 (2010) T03011; CMSSW, public configuration of hybrid and
+Sources: CMS, JINST 3 (2008) S08004 (CMS below); CMSSW, public configuration of hybrid and
 particle-flow clustering and of the reduced collection of ECAL hits
 (RecoEcal/EgammaClusterProducers, RecoEgamma/EgammaIsolationAlgos).
 """
@@ -25,14 +24,6 @@ WINDOW = 2  # crystals kept on each side of a cluster's highest one
 FLOW_CELL = 0.08  # GeV, lowest crystal of a particle-flow cluster
 FLOW_SEED = 0.23  # GeV, lowest local maximum that makes a particle-flow cluster
 
-# Time of a hit
-TIME_NOISE = 33.0  # ns, resolution of a hit as large as the noise (CMS test beam: 33 to 35)
-TIME_FLOOR = 0.1  # ns, resolution of a large hit
-TIME_WORST = 25.0  # ns, the pulse fit keeps small hits within the sampled pulse
-TIME_FIRST, TIME_LAST = -125.0, 114.0  # ns, where failed fits end up
-FAILED_FIT_SIZE = 5.0  # noise widths, largest hit whose fit fails
-FAILED_FIT_CHANCE = 0.01
-
 
 @numba.njit(cache=True, nogil=True)
 def mark(mask, row, col, reach):
@@ -43,8 +34,10 @@ def mark(mask, row, col, reach):
 
 
 @numba.njit(cache=True, nogil=True)
-def read_out(rng, grid, i0, j0, detector):
+def read_out(rng, grid, noise, i0, j0, detector):
     """Turn deposited energy (GRID, GRID) into measured hits, in place; 0 where not read out.
+
+    ``noise`` (GRID, GRID) receives the part of each measured energy that is electronic noise.
 
     Fluctuations: photo-statistics, intercalibration, noise. Selective readout: towers of 5 x 5
     crystals with ET above ``tower_high`` are read out with their neighbours, above ``tower_low``
@@ -64,7 +57,8 @@ def read_out(rng, grid, i0, j0, detector):
                 if true > 0.0:
                     value = true * (1.0 + detector.intercalibration * rng.standard_normal())
                     value += detector.stochastic * math.sqrt(true) * rng.standard_normal()
-                value += detector.noise * rng.standard_normal()
+                noise[row, col] = detector.noise * rng.standard_normal()
+                value += noise[row, col]
                 a, b = math.floor(i / TOWER) - first_i, math.floor((j0 + col) / TOWER) - first_j
                 towers[a, b] += value * transverse
             grid[row, col] = value
@@ -192,13 +186,3 @@ def reduce_hits(grid, i0, detector):
             value = grid[row, col]
             if value <= 0.0 or not (keep[row, col] or value > detector.isolation_hit):
                 grid[row, col] = 0.0
-
-
-@numba.njit(cache=True, nogil=True)
-def hit_time(rng, energy, noise):
-    """Measured time in ns of an in-time hit of ``energy`` GeV: Gaussian, N / (E / noise) (+) c."""
-    size = energy / noise
-    if size < FAILED_FIT_SIZE and rng.random() < FAILED_FIT_CHANCE:
-        return TIME_FIRST + (TIME_LAST - TIME_FIRST) * rng.random()
-    width = 1.0 / math.sqrt((size / TIME_NOISE) ** 2 + 1.0 / TIME_WORST**2)
-    return math.hypot(width, TIME_FLOOR) * rng.standard_normal()

@@ -92,21 +92,19 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
         row_drift = impact[IMPACT_SLOPE_I] * X0 / pitch
         col_drift = impact[IMPACT_SLOPE_J] * X0 / pitch
         for kind in range(2):
-            expected = spots * part * (inner_share if kind == 0 else 1.0 - inner_share)
-            if expected <= 0.0:
-                continue
-            number = int(expected + rng.random())
-            if number == 0:
-                continue
-            spot = energy / spots if expected < 1.0 else energy / spots * expected / number
+            whole = energy * part * (inner_share if kind == 0 else 1.0 - inner_share)
+            mean_spot = energy / spots * (detector.core_spot if kind == 0 else detector.tail_spot)
             row_scale = row_width * (core if kind == 0 else tail) / pitch
             col_scale = col_width * (core if kind == 0 else tail) / pitch
             col_scale *= detector.core_stretch if kind == 0 else detector.tail_stretch
-            for k in range(number):
+            left = whole
+            while left > 0.0:
+                spot = min(mean_spot * -math.log(1.0 - rng.random()), left)
+                along = left / whole - 0.5
+                left -= spot
                 u = rng.random()
                 r = math.sqrt(u / (1.0 - u))
                 angle = 2.0 * math.pi * rng.random()
-                along = (k + 0.5) / number - 0.5
                 row = math.floor(row_mid + along * row_drift + row_scale * r * math.cos(angle))
                 col = math.floor(col_mid + along * col_drift + col_scale * r * math.sin(angle))
                 if 0 <= row < GRID and 0 <= col < GRID:

@@ -19,7 +19,7 @@ import numpy as np
 from data.simulate import DETECTOR, shards, sources_hash
 from data.simulate.barrel import ETA_CRYSTALS, GRID, MAX_IMPACTS, Detector, cms_crystal
 from data.simulate.detector import simulate_hits
-from data.simulate.ecal_readout import hit_time
+from data.simulate.ecal_pulse import hit_time
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import atomic_path
 from e2e_utils.paths import STANDIN
@@ -36,18 +36,25 @@ SEED_SLIP = 0.025  # chance that the crop's centre is a neighbour (real sample: 
 SHARD_EVENTS = 1000
 CHUNK_EVENTS = 250  # of the HDF5 files: 2 MB uncompressed
 CLASSES = ("Photon", "Electron")  # label 0, 1
+# The official electrons have one charge: networks trained on them tell it (data/README.md).
+ELECTRON_CHARGE = -1.0
+# What is known of each event: direction, vertex (cm), radius (cm) of the photon's conversion or 0,
+# photons above 1 GeV that the electron radiated and their energy (GeV).
+TRUTH = ("eta", "phi", "vertex_z", "conversion_radius", "radiated_photons", "radiated_energy")
 
 
 @numba.njit(cache=True, nogil=True)
-def crop(rng, grid, row, col, noise, image):
+def crop(rng, grid, noise, row, col, detector, image):
     """Cut the image around (row, col) out of the window and bring it to the official units."""
     for a in range(CROP):
         for b in range(CROP):
-            energy = grid[row - SEED_AT + a, col - SEED_AT + b]
+            from_row, from_col = row - SEED_AT + a, col - SEED_AT + b
+            energy = grid[from_row, from_col]
             image[a, b, 0] = energy / ENERGY_UNIT
             image[a, b, 1] = 0.0
             if energy > 0.0:
-                image[a, b, 1] = hit_time(rng, energy, noise) / TIME_UNIT
+                fluctuation = noise[from_row, from_col]
+                image[a, b, 1] = hit_time(rng, energy, fluctuation, detector.noise) / TIME_UNIT
 
 
 @numba.njit(cache=True, nogil=True)
@@ -74,24 +81,20 @@ def highest_neighbour(grid, row, col):
 
 
 @numba.njit(cache=True, nogil=True)
-def fill_images(rng, electron, detector, images, truth):
-    """Fill ``images`` (n, 32, 32, 2) with events of one class.
+def fill_images(rng, charge, detector, images, truth):
+    """Fill ``images`` (n, 32, 32, 2) with electrons (``charge`` -1 or 1) or photons (0).
 
-    ``truth`` (n, 5) receives eta, phi, vertex z in cm, charge, and the radius in cm of the photon's
-    conversion (0: none).
+    ``truth`` (n, 6) receives the columns TRUTH.
     """
-    grid = np.zeros((GRID, GRID))
+    grid, noise = np.zeros((GRID, GRID)), np.zeros((GRID, GRID))
     impacts = np.zeros((MAX_IMPACTS, 6))
     done = 0
     while done < len(images):
         eta = ETA_LIMIT * (2.0 * rng.random() - 1.0)
         phi = 2.0 * math.pi * rng.random()
         z = VERTEX_SPREAD * rng.standard_normal()
-        charge = 0.0
-        if electron:
-            charge = 1.0 if rng.random() < 0.5 else -1.0
-        i0, _, conversion = simulate_hits(
-            rng, charge, PT * math.cosh(eta), eta, phi, z, detector, grid, impacts
+        i0, _, history = simulate_hits(
+            rng, charge, PT * math.cosh(eta), eta, phi, z, detector, grid, noise, impacts
         )
         row, col = highest_crystal(grid)
         if rng.random() < SEED_SLIP:
@@ -101,9 +104,9 @@ def fill_images(rng, electron, detector, images, truth):
             continue
         if min(row, col) < SEED_AT or max(row, col) > GRID - SEED_AT:
             continue
-        crop(rng, grid, row, col, detector.noise, images[done])
+        crop(rng, grid, noise, row, col, detector, images[done])
         truth[done, 0], truth[done, 1], truth[done, 2] = eta, phi, z
-        truth[done, 3], truth[done, 4] = charge, conversion
+        truth[done, 3], truth[done, 4], truth[done, 5] = history
         done += 1
 
 
@@ -112,12 +115,13 @@ def simulate_images(
     electron: bool,
     seed: int | np.random.SeedSequence,
     detector: Detector | None = None,
+    charge: float = ELECTRON_CHARGE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 32, 32, 2) float32 of one class and their truth (n, 5), see `fill_images`."""
+    """Images (n, 32, 32, 2) float32 of one class and their truth (n, 6), columns TRUTH."""
     rng = np.random.Generator(np.random.PCG64(seed))
     images = np.zeros((n_events, CROP, CROP, 2), dtype=np.float32)
-    truth = np.zeros((n_events, 5))
-    fill_images(rng, electron, detector or Detector(), images, truth)
+    truth = np.zeros((n_events, len(TRUTH)))
+    fill_images(rng, charge if electron else 0.0, detector or Detector(), images, truth)
     return images, truth
 
 
@@ -131,13 +135,15 @@ def photon_hits(
 ) -> dict[str, np.ndarray]:
     """Hits of one photon before cropping: ieta, iphi (CMS numbers), energy in GeV, time in ns."""
     detector = detector or Detector()
-    grid, impacts = np.zeros((GRID, GRID)), np.zeros((MAX_IMPACTS, 6))
+    grid, noise = np.zeros((GRID, GRID)), np.zeros((GRID, GRID))
+    impacts = np.zeros((MAX_IMPACTS, 6))
     energy = pt * math.cosh(eta)
-    i0, j0, _ = simulate_hits(rng, 0.0, energy, eta, phi, z, detector, grid, impacts)
+    i0, j0, _ = simulate_hits(rng, 0.0, energy, eta, phi, z, detector, grid, noise, impacts)
     rows, cols = np.nonzero(grid)
     ieta, iphi = cms_crystal(rows + i0, cols + j0)
     energies = grid[rows, cols]
-    times = np.array([hit_time(rng, value, detector.noise) for value in energies])
+    parts = zip(energies, noise[rows, cols], strict=True)
+    times = np.array([hit_time(rng, *part, detector.noise) for part in parts])
     return {"ieta": ieta, "iphi": iphi, "energy": energies, "time": times}
 
 

@@ -49,6 +49,7 @@ LAYERS = np.array(
 MATERIAL_ETA = np.array([0.0, 0.3, 0.6, 0.8, 1.0, 1.2, 1.4, 1.5])
 MATERIAL_X0 = np.array([0.40, 0.43, 0.53, 0.68, 0.98, 1.35, 1.70, 1.80])
 MAX_INCIDENCE = 1.2  # rad
+RADIATED_LEAST = 1.0  # GeV, photons that count as radiated in the history of an event
 
 
 @numba.njit(cache=True, nogil=True)
@@ -159,7 +160,8 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
     Start: vertex (0, 0, ``z`` cm), direction ``eta``, ``phi``, ``energy`` in GeV.
     Fills ``impacts`` (MAX_IMPACTS, 6) with the columns IMPACT_*: position in crystals (i and j,
     continuous), slopes against the crystal axis, energy, 1 for a photon. Returns
-    (number of impacts, radius in cm of the primary photon's conversion or 0).
+    (number of impacts, history): history is (radius in cm of the primary photon's conversion or 0,
+    photons above RADIATED_LEAST that the primary electron radiated, their energy in GeV).
     """
     # Columns: x, y, z (cm), phi and cot theta of the direction, energy, charge, next layer
     stack = np.zeros((256, 8))
@@ -168,7 +170,7 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
     stack[0, 5], stack[0, 6] = energy, charge
     waiting = 1
     count = 0
-    conversion = 0.0
+    conversion, radiated, radiated_energy = 0.0, 0, 0.0
     primary = True
     while waiting > 0:
         waiting -= 1
@@ -221,6 +223,9 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
                         new[7] = layer + 1
                         waiting += 1
                         state[5] -= photon
+                        if primary and photon > RADIATED_LEAST:
+                            radiated += 1
+                            radiated_energy += photon
                 if state[5] < detector.brem_cut:
                     alive = False
                     break
@@ -247,4 +252,4 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
         impact[IMPACT_ENERGY] = state[5]
         impact[IMPACT_PHOTON] = 1.0 if state[6] == 0.0 else 0.0
         count += 1
-    return count, conversion
+    return count, (conversion, radiated, radiated_energy)
