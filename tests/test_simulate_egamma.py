@@ -11,9 +11,10 @@ from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from data.calibration import egamma as calibration
-from data.simulate import egamma, shards
+from data.calibration import probes
+from data.simulate import ecal_pulse, egamma, shards
 from data.simulate.barrel import MAX_IMPACTS, Detector
-from data.simulate.tracker import advance, track
+from data.simulate.tracker import RADIATED_LEAST, advance, track
 from e2e_utils.errors import InputError
 
 PER_CLASS = 2000
@@ -94,7 +95,9 @@ def test_files_have_the_official_schema(tmp_path):
     ]
     for label, path in enumerate(paths):
         with h5py.File(path) as file:
-            assert set(file) == {"X", "y"}
+            assert set(file) == {"X", "y", "truth"}
+            assert file["truth"].shape == (60, len(egamma.TRUTH))
+            assert list(file["truth"].attrs["columns"]) == list(egamma.TRUTH)
             assert file["X"].shape == (60, 32, 32, 2)
             assert file["X"].dtype == np.float32
             assert file["y"].dtype == np.float32
@@ -191,10 +194,11 @@ def test_pixels_agree_with_real_events(photons, electrons):
         # The real maximum is that of 125 times as many events.
         assert 0.85 * highest < energy.max() < 1.1 * highest
         assert time.std() == pytest.approx(calibration.REAL_TIME_STD[label], rel=0.06)
-        # Few hits make the mean: 90,000 with a spread of 15 ns among 2 million pixels
-        assert abs(time.mean()) < 5 * 0.068 / math.sqrt(time.size)
-        assert time.min() >= -2.51
-        assert time.max() <= 2.29
+        # Few hits make the mean, 90,000 with a spread of 15 ns among 2 million pixels: error 5e-5
+        assert -4e-4 < time.mean() < 1e-4
+        low, high = calibration.REAL_TIME_RANGE
+        assert low - 0.03 < time.min() < -1.5
+        assert 1.5 < time.max() < high + 0.03
         ours = np.quantile(energy[energy > 0], calibration.QUANTILES)
         np.testing.assert_allclose(ours, calibration.REAL_QUANTILES, rtol=0.25)
 
@@ -218,16 +222,6 @@ def test_shower_shapes_separate_the_classes(photons, electrons):
     assert 0.66 < roc_auc_score(np.repeat((0, 1), half), scores) < 0.82
 
 
-def test_hits_carry_the_classes_not_the_times(photons, electrons):
-    times = []
-    for images, _ in (photons, electrons):
-        energy, time = images[..., 0], images[..., 1]
-        times.append(np.abs(time[energy > 0.1]))  # 5 GeV
-    # Resolution of a 5 GeV hit: 0.3 ns, of which both classes have the same distribution
-    assert np.median(times[0]) < 0.01
-    assert np.median(times[0]) == pytest.approx(np.median(times[1]), rel=0.2)
-
-
 def test_real_images_look_like_stand_in_images(photons, electrons, shapes):
     sample = calibration.real_sample()
     if sample is None:
@@ -241,6 +235,128 @@ def test_real_images_look_like_stand_in_images(photons, electrons, shapes):
     scores = calibration.boosted_scores(photons[0][..., 0], electrons[0][..., 0], [images])[0]
     # Expected about 0.65 with this little training; the error of 100 events is 0.055
     assert roc_auc_score(labels, scores) > 0.54
+
+
+# What networks trained on official events see (AUC of 2,000 events a class: error 0.007)
+
+
+def seen_by(name, photons, electrons):
+    reading = probes.read(name, np.concatenate([photons[0], electrons[0]]))
+    if reading is None:
+        pytest.skip(f"the {name} probe is not at hand")
+    return reading, np.repeat((0, 1), PER_CLASS)
+
+
+@pytest.mark.parametrize("name", ["energy", "both"])
+def test_networks_of_official_events_separate_the_classes(photons, electrons, name):
+    reading, labels = seen_by(name, photons, electrons)
+    assert roc_auc_score(labels, reading.scores) > 0.765
+    photon_share, electron_share = probes.right_shares(reading.scores, labels)
+    # Official events: 0.725 and 0.742; with electrons of both charges 0.745 and 0.657
+    assert photon_share == pytest.approx(0.725, abs=0.05)
+    assert electron_share == pytest.approx(0.742, abs=0.05)
+    assert reading.width("layer1.1") == pytest.approx(1.0, abs=0.03)
+    assert reading.width("layer2.1") == pytest.approx(1.0, abs=0.06)
+    assert reading.width() == pytest.approx(1.0, abs=0.09)
+
+
+def test_times_separate_the_classes_as_official_ones(photons, electrons):
+    reading, labels = seen_by("time", photons, electrons)
+    # 0.60 with times that are Gaussian around zero, whatever their hit's energy
+    assert roc_auc_score(labels, reading.scores) > 0.615
+
+
+def test_positrons_look_like_photons_to_networks_of_official_events(electrons):
+    """The official electrons are of one charge, and this is how it is known."""
+    positrons, _ = egamma.simulate_images(1000, electron=True, seed=9, charge=1.0)
+    reading, other = (probes.read("energy", x) for x in (electrons[0][:1000], positrons))
+    if reading is None:
+        pytest.skip("the energy probe is not at hand")
+    assert (other.scores > 0).mean() < (reading.scores > 0).mean() - 0.08
+
+
+def test_a_probe_is_read_only_if_it_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "REAL_SAMPLES", tmp_path)
+    assert probes.load_probe("energy") is None
+    assert probes.read("energy", np.zeros((2, 32, 32, 2))) is None
+    weights = {key: value.numpy() for key, value in probes.Probe(1).state_dict().items()}
+    np.savez(tmp_path / "probe_egamma_energy.npz", **weights)
+    reading = probes.read("energy", np.zeros((2, 32, 32, 2)))
+    assert reading.scores.shape == (2,)
+    assert reading.widths["bn1"].tolist() == [0.0] * 16
+    np.savez(tmp_path / "probe_egamma_both.npz", **weights)
+    with pytest.raises(InputError, match="expected the weights of a probe"):
+        probes.load_probe("both")
+    del weights["linear.bias"]
+    np.savez(tmp_path / "probe_egamma_energy.npz", **weights)
+    with pytest.raises(InputError, match=r"none for \['linear.bias'\]"):
+        probes.load_probe("energy")
+
+
+# Times
+
+
+def test_times_of_hits_are_those_of_a_pulse_fit():
+    rng = np.random.default_rng(11)
+    noise = Detector().noise
+    small = noise * np.abs(rng.standard_normal(3000))
+    nothing = np.array([ecal_pulse.hit_time(rng, value, value, noise) for value in small])
+    # Most noise has no pulse: its time is zero, and CMSSW's correction of small hits.
+    flat = np.abs(nothing - ecal_pulse.BIAS[0, 1]) < 5 * ecal_pulse.JITTER
+    assert 0.6 < flat.mean() < 0.9
+    assert nothing.min() < -50
+    assert nothing.max() > 50
+    fluctuation = noise * rng.standard_normal(1000)
+    for energy, least, most in ((0.5, 2.0, 5.0), (5.0, 0.2, 0.6), (50.0, 0.05, 0.2)):
+        times = [ecal_pulse.hit_time(rng, energy + value, value, noise) for value in fluctuation]
+        # JINST 5 (2010) T03011: about 33 ns / (energy / noise) for a hit of 0.5 GeV and more
+        assert least < np.std(times) < most
+        assert np.mean(times) == pytest.approx(-ecal_pulse.EARLY, abs=1.5)
+
+
+def test_a_pulse_in_time_is_fitted_in_time():
+    samples = np.round(1000 * ecal_pulse.TEMPLATE)
+    assert ecal_pulse.fit_time(samples, 1.1) == pytest.approx(ecal_pulse.IN_TIME, abs=0.02)
+    assert ecal_pulse.fit_time(np.zeros(10), 1.1) == ecal_pulse.IN_TIME
+
+
+def test_noise_of_the_samples_adds_up_to_that_of_the_energy():
+    rng = np.random.default_rng(12)
+    samples = np.empty(ecal_pulse.SAMPLES)
+    measured = []
+    for fluctuation in (-0.1, 0.0, 0.1):
+        for _ in range(300):
+            ecal_pulse.sample_pulse(rng, 2.0, fluctuation, 0.05, samples)
+            measured.append(ecal_pulse.WEIGHTS @ samples * ecal_pulse.ADC - fluctuation)
+    # Only the rounding to counts is left: 0.29 counts of 39 MeV a sample
+    assert np.mean(measured) == pytest.approx(2.0, abs=0.005)
+    assert np.std(measured) < 0.015
+
+
+# Truth
+
+
+def test_truth_tells_what_happened(photons, electrons):
+    column = {name: k for k, name in enumerate(egamma.TRUTH)}
+    radius = photons[1][:, column["conversion_radius"]]
+    assert (photons[1][:, column["radiated_photons"]] == 0).all()
+    assert 0.3 < (radius > 0).mean() < 0.5
+    number = electrons[1][:, column["radiated_photons"]]
+    energy = electrons[1][:, column["radiated_energy"]]
+    assert (electrons[1][:, column["conversion_radius"]] == 0).all()
+    assert 0.5 < (number > 0).mean() < 0.95
+    assert ((energy >= number * RADIATED_LEAST) & ((energy > 0) == (number > 0))).all()
+    assert (np.abs(electrons[1][:, column["eta"]]) < 1.3).all()
+
+
+def test_few_images_are_empty(monkeypatch):
+    monkeypatch.setattr(egamma, "EMPTY_IMAGES", 0.5)
+    images = np.zeros((60, 32, 32, 2), dtype=np.float32)
+    rng, truth = np.random.default_rng(4), np.zeros((60, len(egamma.TRUTH)))
+    egamma.fill_images.py_func(rng, 0.0, Detector(), images, truth)
+    empty = (images == 0).all(axis=(1, 2, 3))
+    assert 10 < empty.sum() < 50
+    assert (truth[:, 0] != 0).all()
 
 
 # Physics
@@ -266,7 +382,8 @@ def test_four_in_ten_photons_convert():
     for _ in range(3000):
         eta = rng.uniform(-egamma.ETA_LIMIT, egamma.ETA_LIMIT)
         energy = egamma.PT * math.cosh(eta)
-        converted += track(rng, 0.0, energy, eta, 0.0, 0.0, Detector(), impacts)[1] > 0
+        history = track(rng, 0.0, energy, eta, 0.0, 0.0, Detector(), impacts)[1]
+        converted += history[0] > 0
     # Binomial error 0.009
     assert converted / 3000 == pytest.approx(0.42, abs=0.03)
 
@@ -287,14 +404,14 @@ def test_electron_showers_are_wider_in_phi(shapes):
     assert shapes[1]["phi_width"].mean() > 1.3 * shapes[1]["eta_width"].mean()
 
 
-def test_bremsstrahlung_separates_along_the_charge(electrons, shapes):
-    charge = electrons[1][:, 3]
-    assert 0.45 < (charge > 0).mean() < 0.55
+def test_bremsstrahlung_separates_along_the_charge(shapes):
+    positrons, _ = egamma.simulate_images(PER_CLASS, electron=True, seed=10, charge=1.0)
+    opposite = calibration.shower_shapes(positrons[..., 0])
     # The field turns a positive charge to smaller phi: an electron far from what it radiated is
     # found there; a negative one at larger phi.
-    side = shapes[1]["right"] - shapes[1]["left"]
-    positive, negative = side[charge > 0], side[charge < 0]
-    error = side.std() * math.sqrt(2 / PER_CLASS)
+    positive = opposite["right"] - opposite["left"]
+    negative = shapes[1]["right"] - shapes[1]["left"]
+    error = negative.std() * math.sqrt(2 / PER_CLASS)
     assert negative.mean() - positive.mean() > 4 * math.sqrt(2) * error
     assert (positive < -0.02).mean() > (positive > 0.02).mean()
     assert (negative > 0.02).mean() > (negative < -0.02).mean()

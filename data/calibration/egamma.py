@@ -13,6 +13,7 @@ import argparse
 import h5py
 import numpy as np
 
+from data.calibration import probes
 from data.calibration.report import auc_interval, save, update_readme
 from data.simulate import egamma
 from e2e_utils.errors import InputError, command_line
@@ -33,7 +34,10 @@ REAL_SHAPES = {
 REAL_EVENTS = 100  # a class, behind REAL_SHAPES
 # Over all pixels of the 249,000 images of a class: mean, standard deviation, maximum.
 REAL_PIXELS = ((0.0012235, 0.0248, 1.4849), (0.0012158, 0.0226, 1.4318))
+REAL_TIME_MEAN = (-0.00023, -0.00031)
 REAL_TIME_STD = (0.066, 0.069)
+REAL_TIME_RANGE = (-2.51, 2.28)  # of both classes together
+PROBED = 12000  # images a class that the probes see
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 REAL_QUANTILES = (6e-5, 5e-4, 2.2e-3, 0.03, 0.7)  # of the pixels that are not zero
 
@@ -45,6 +49,33 @@ LABELS = {
     "eta_width": "eta width (crystals)",
     "phi_width": "phi width (crystals)",
     "hits": "hits",
+}
+
+# The stand-in of the first edition: rows of `table` (photon, electron), and of `probe_table`.
+FIRST_EDITION = {
+    "energy sum / 50 GeV": ("1.249 (0.236)", "1.246 (0.231)"),
+    "E1 / sum": ("0.560 (0.156)", "0.508 (0.146)"),
+    "E3x3 / sum": ("0.882 (0.115)", "0.864 (0.111)"),
+    "E5x5 / sum": ("0.941 (0.083)", "0.935 (0.074)"),
+    "eta width (crystals)": ("0.721 (0.130)", "0.727 (0.129)"),
+    "phi width (crystals)": ("1.101 (0.603)", "1.299 (0.685)"),
+    "hits": ("47.6 (12.0)", "51.1 (14.4)"),
+    "pixel mean": ("0.0012201", "0.0012166"),
+    "pixel std": ("0.0246", "0.0226"),
+    "pixel max": ("1.503", "1.372"),
+    "time channel, pixel mean": ("0.00000", "0.00000"),
+    "time channel, pixel std": ("0.066", "0.069"),
+    "time channel, range": ("-2.50 to 2.28", "-2.50 to 2.28"),
+    "hit energy, 1 % quantile": ("6.3e-05", "5.7e-05"),
+    "hit energy, 10 % quantile": ("0.00054", "0.0005"),
+    "hit energy, 50 % quantile": ("0.0022", "0.0022"),
+    "hit energy, 90 % quantile": ("0.024", "0.025"),
+    "hit energy, 99 % quantile": ("0.7", "0.61"),
+}
+FIRST_EDITION_PROBES = {
+    "energy": ("0.766", "74.5, 65.7", "0.96, 1.09"),
+    "time": ("0.600", "62.8, 51.5", "1.36, 1.11"),
+    "both": ("0.765", "74.8, 65.5", "1.03, 1.03"),
 }
 
 
@@ -156,38 +187,67 @@ def boosted_scores(photons: np.ndarray, electrons: np.ndarray, others: list[np.n
     return [model.predict_proba(matrix(images))[:, 1] for images in others]
 
 
+def _mean_std(mean: float, std: float) -> str:
+    digits = 1 if mean > 10 else 3
+    return f"{mean:.{digits}f} ({std:.{digits}f})"
+
+
 def table(images: list[np.ndarray]) -> str:
-    """Markdown: stand-in (energy, time) images of both classes against the real numbers."""
+    """Markdown: (energy, time) images of both classes against official and earlier numbers."""
     shapes = [shower_shapes(image[..., 0]) for image in images]
-    lines = [
-        "| mean (std) | real photon | stand-in photon | real electron | stand-in electron |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    energies, times = [i[..., 0] for i in images], [i[..., 1] for i in images]
+    rows = []
     for name, label in LABELS.items():
-        cells = []
-        for c in range(2):
-            real, ours = REAL_SHAPES[name][c], shapes[c][name]
-            digits = 1 if real[0] > 10 else 3
-            cells.append(f"{real[0]:.{digits}f} ({real[1]:.{digits}f})")
-            cells.append(f"{ours.mean():.{digits}f} ({ours.std():.{digits}f})")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    rows = {"pixel mean": 0, "pixel std": 1, "pixel max": 2}
-    for label, k in rows.items():
-        cells = []
-        for c in range(2):
-            energy = images[c][..., 0]
-            ours = (energy.mean(), energy.std(), energy.max())[k]
-            digits = (7, 4, 3)[k]
-            cells += [f"{REAL_PIXELS[c][k]:.{digits}f}", f"{ours:.{digits}f}"]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    cells = []
-    for c in range(2):
-        cells += [f"{REAL_TIME_STD[c]:.3f}", f"{images[c][..., 1].std():.3f}"]
-    lines.append("| time channel, pixel std | " + " | ".join(cells) + " |")
+        official = [_mean_std(*REAL_SHAPES[name][c]) for c in range(2)]
+        ours = [_mean_std(s[name].mean(), s[name].std()) for s in shapes]
+        rows.append((label, official, ours))
+    for k, (label, digits) in enumerate((("pixel mean", 7), ("pixel std", 4), ("pixel max", 3))):
+        official = [f"{REAL_PIXELS[c][k]:.{digits}f}" for c in range(2)]
+        ours = [f"{(e.mean(), e.std(), e.max())[k]:.{digits}f}" for e in energies]
+        rows.append((label, official, ours))
+    official = [f"{value:.5f}" for value in REAL_TIME_MEAN]
+    rows.append(("time channel, pixel mean", official, [f"{t.mean():.5f}" for t in times]))
+    official = [f"{value:.3f}" for value in REAL_TIME_STD]
+    rows.append(("time channel, pixel std", official, [f"{t.std():.3f}" for t in times]))
+    official = ["{:.2f} to {:.2f}".format(*REAL_TIME_RANGE)] * 2
+    ours = [f"{t.min():.2f} to {t.max():.2f}" for t in times]
+    rows.append(("time channel, range", official, ours))
     for q, real in zip(QUANTILES, REAL_QUANTILES, strict=True):
-        ours = [np.quantile(i[..., 0][i[..., 0] > 0], q) for i in images]
-        cells = [f"{real:.2g}", f"{ours[0]:.2g}", f"{real:.2g}", f"{ours[1]:.2g}"]
-        lines.append(f"| hit energy, {100 * q:.0f} % quantile | " + " | ".join(cells) + " |")
+        ours = [f"{np.quantile(e[e > 0], q):.2g}" for e in energies]
+        rows.append((f"hit energy, {100 * q:.0f} % quantile", [f"{real:.2g}"] * 2, ours))
+    lines = [
+        "| mean (std) | photon: official | 1st edition | 2nd edition "
+        "| electron: official | 1st edition | 2nd edition |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for label, official, ours in rows:
+        first = FIRST_EDITION[label]
+        cells = [cell for c in range(2) for cell in (official[c], first[c], ours[c])]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def probe_table(images: list[np.ndarray]) -> str | None:
+    """Markdown: how networks trained on official events see the images; None without them."""
+    both = np.concatenate(images)
+    labels = np.repeat((0, 1), [len(i) for i in images])
+    lines = [
+        "| network of | AUC: official | 1st edition | 2nd edition | photons, electrons right (%): "
+        "1st edition | 2nd edition | width of last batch norms: 1st edition | 2nd edition |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, official in probes.PUBLISHED_AUC.items():
+        reading = probes.read(name, both)
+        if reading is None:
+            return None
+        auc, shares, widths = FIRST_EDITION_PROBES[name]
+        value, low, high = auc_interval(labels, reading.scores, rounds=100)
+        right = probes.right_shares(reading.scores, labels)
+        ours = f"{reading.width('layer2.1'):.2f}, {reading.width():.2f}"
+        lines.append(
+            f"| {name} | {official} | {auc} | {value:.3f} [{low:.3f}, {high:.3f}] | {shares} | "
+            f"{100 * right[0]:.1f}, {100 * right[1]:.1f} | {widths} | {ours} |"
+        )
     return "\n".join(lines)
 
 
@@ -333,13 +393,18 @@ def main() -> None:
     images = []
     for path in egamma.generate(arguments.events):
         with h5py.File(path) as file:
-            images.append(file["X"][:])
+            X = file["X"][:]
+        images.append(X[X[..., 0].max(axis=(1, 2)) > 0])  # without the few empty ones
     draw_shapes(images)
     draw_pixels(images)
     draw_examples(images)
+    seen = probe_table([image[:PROBED] for image in images])
     text = f"{table(images)}\n\n{separation(images)}"
     update_readme(text, "egamma")
     print(text)
+    if seen:
+        update_readme(seen, "egamma_probes")
+        print(seen)
 
 
 if __name__ == "__main__":

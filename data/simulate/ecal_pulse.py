@@ -19,16 +19,29 @@ SAMPLES = 10
 CLOCK = 25.0  # ns between samples
 IN_TIME = 5  # sample at which a pulse in time has its maximum
 ADC = 0.0389  # GeV a count
-# Samples of a pulse in time over its maximum.
-PULSE = np.array([0.0, 0.0, 0.0, 0.0113979, 0.758151, 1.0, 0.887744, 0.673548, 0.474332, 0.319561])
+# Samples over the pulse's maximum, which is at the sample IN_TIME.
+TEMPLATE = np.array(
+    [0.0, 0.0, 0.0, 0.0113979, 0.758151, 1.0, 0.887744, 0.673548, 0.474332, 0.319561]
+)
+EARLY = 1.2  # ns, how much earlier pulses come; fitted to what networks see
 # Correlation of the noise of two samples against their distance in clocks.
 NOISE_CORRELATION = np.array(
     [1.0, 0.71073, 0.55721, 0.46089, 0.40449, 0.35931, 0.33924, 0.32439, 0.31581, 0.30481]
 )
 # A hit's energy is this sum of its samples: it takes the pedestal off and has the least noise.
 WEIGHTS = np.array(
-    [-0.3812788, -0.3812788, -0.3812788, 0.0, 0.235699]
-    + [0.4228363, 0.3298652, 0.1575187, -0.002082776, 0.0]
+    (
+        -0.3812788,
+        -0.3812788,
+        -0.3812788,
+        0.0,
+        0.235699,
+        0.4228363,
+        0.3298652,
+        0.1575187,
+        -0.002082776,
+        0.0,
+    )
 )
 # Pulse of the fit: (1 + t / (ALPHA BETA))^ALPHA exp(-t / BETA), t in clocks after the maximum.
 ALPHA, BETA = 1.138, 1.652
@@ -39,14 +52,30 @@ RATIO_FIT = np.array(
 )
 RATIO_LIMITS = (0.2, 1.4)
 SMALL_PULSE, LARGE_PULSE = 5.0, 10.0  # noise widths: below, pulse fit; above, ratios of neighbours
-# What is added to the fit's time, in ns, against the energy in counts.
-BIAS_COUNTS = np.array(
-    [11.2, 12.5, 14.1, 15.8, 17.7, 19.9, 22.3, 25.0, 31.5, 39.7, 56.0, 79.1, 125.4, 198.7, 315.0]
-    + [499.2, 791.1, 996.0, 1406.8, 1987.2]
-)
+# What is added to the fit's time: (energy in counts, ns), straight lines between.
 BIAS = np.array(
-    [-1.641, -1.537, -1.301, -1.121, -0.943, -0.795, -0.679, -0.590, -0.465, -0.381, -0.293]
-    + [-0.235, -0.188, -0.136, -0.097, -0.039, -0.028, 0.025, 0.107, 0.189]
+    [
+        (11.2, -1.641),
+        (12.5, -1.537),
+        (14.1, -1.301),
+        (15.8, -1.121),
+        (17.7, -0.943),
+        (19.9, -0.795),
+        (22.3, -0.679),
+        (25.0, -0.59),
+        (31.5, -0.465),
+        (39.7, -0.381),
+        (56.0, -0.293),
+        (79.1, -0.235),
+        (125.4, -0.188),
+        (198.7, -0.136),
+        (315.0, -0.097),
+        (499.2, -0.039),
+        (791.1, -0.028),
+        (996.0, 0.025),
+        (1406.8, 0.107),
+        (1987.2, 0.189),
+    ]
 )
 JITTER = 0.1  # ns, spread of the arrival times of one shower, and of clocks
 
@@ -73,6 +102,19 @@ def pulse(t):
     if k >= len(_TABLE) - 1:
         return 0.0
     return _TABLE[k] + (place - k) * (_TABLE[k + 1] - _TABLE[k])
+
+
+def shifted_template() -> np.ndarray:
+    """TEMPLATE for pulses that come EARLY: changed by as much as the fit's pulse changes."""
+    after = _TABLE_START + _AFTER
+    early, on_time = (
+        np.interp(np.arange(SAMPLES) - IN_TIME + shift, after, _TABLE, left=0.0)
+        for shift in (EARLY / CLOCK, 0.0)
+    )
+    return TEMPLATE + early - on_time
+
+
+PULSE = shifted_template()
 
 
 @numba.njit(cache=True, nogil=True)
@@ -196,13 +238,13 @@ def fit_time(samples, noise):
 @numba.njit(cache=True, nogil=True)
 def bias(counts):
     """CMSSW's correction of the time in ns for an energy in ADC counts."""
-    if counts <= BIAS_COUNTS[0]:
-        return BIAS[0]
+    if counts <= BIAS[0, 0]:
+        return BIAS[0, 1]
     for k in range(1, len(BIAS)):
-        if counts < BIAS_COUNTS[k]:
-            part = (counts - BIAS_COUNTS[k - 1]) / (BIAS_COUNTS[k] - BIAS_COUNTS[k - 1])
-            return BIAS[k - 1] + part * (BIAS[k] - BIAS[k - 1])
-    return BIAS[-1]
+        if counts < BIAS[k, 0]:
+            part = (counts - BIAS[k - 1, 0]) / (BIAS[k, 0] - BIAS[k - 1, 0])
+            return BIAS[k - 1, 1] + part * (BIAS[k, 1] - BIAS[k - 1, 1])
+    return BIAS[-1, 1]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -62,6 +62,8 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
     # Lateral fluctuations from shower to shower, which GP leave to the spots
     row_width = math.exp(detector.width_spread * rng.standard_normal())
     col_width = math.exp(detector.width_spread * rng.standard_normal())
+    row_tail = row_width * math.exp(detector.tail_width_spread * rng.standard_normal())
+    col_tail = col_width * math.exp(detector.tail_width_spread * rng.standard_normal())
     tail_gain = detector.tail_gain * math.exp(detector.tail_spread * rng.standard_normal())
 
     slices = 40
@@ -94,8 +96,8 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
         for kind in range(2):
             whole = energy * part * (inner_share if kind == 0 else 1.0 - inner_share)
             mean_spot = energy / spots * (detector.core_spot if kind == 0 else detector.tail_spot)
-            row_scale = row_width * (core if kind == 0 else tail) / pitch
-            col_scale = col_width * (core if kind == 0 else tail) / pitch
+            row_scale = (row_width * core if kind == 0 else row_tail * tail) / pitch
+            col_scale = (col_width * core if kind == 0 else col_tail * tail) / pitch
             col_scale *= detector.core_stretch if kind == 0 else detector.tail_stretch
             left = whole
             while left > 0.0:
@@ -103,7 +105,10 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
                 along = left / whole - 0.5
                 left -= spot
                 u = rng.random()
-                r = math.sqrt(u / (1.0 - u))
+                if kind == 0:
+                    r = math.sqrt(u / (1.0 - u))
+                else:
+                    r = math.sqrt((1.0 - u) ** (-1.0 / detector.tail_power) - 1.0)
                 angle = 2.0 * math.pi * rng.random()
                 row = math.floor(row_mid + along * row_drift + row_scale * r * math.cos(angle))
                 col = math.floor(col_mid + along * col_drift + col_scale * r * math.sin(angle))

@@ -4,8 +4,9 @@
 
 writes one HDF5 file a class in the official schema: X (n, 32, 32, 2) float32, rows ieta, columns
 iphi, seed crystal at [16][16], channel 0 energy / 50 GeV, channel 1 time / 50 ns (0 where there is
-no hit); y (n,) float32, 0 photon, 1 electron. What is known of the official files, and how these
-differ: data/README.md.
+no hit); y (n,) float32, 0 photon, 1 electron. One array more than there: truth (n, 6) float32, what
+the simulation knows of each event (columns TRUTH, also in the array's attribute "columns"). What is
+known of the official files, and how these differ: data/README.md.
 """
 
 import argparse
@@ -31,7 +32,11 @@ ENERGY_UNIT = 50.0  # GeV
 TIME_UNIT = 50.0  # ns
 CROP = 32  # crystals a side of an image
 SEED_AT = 16  # row and column of the seed crystal
-SEED_SLIP = 0.025  # chance that the crop's centre is a neighbour (real sample: 5 of 200)
+# The centre of 5 in 200 real images is not their highest crystal but one within a few per cent of
+# it: it was chosen with other constants than the stored energies. Relative; fitted to that share.
+SEED_SPREAD = 0.07
+
+EMPTY_IMAGES = 5e-5  # share without any hit; a guess: public notes say "a few" of 498,000
 
 SHARD_EVENTS = 1000
 CHUNK_EVENTS = 250  # of the HDF5 files: 2 MB uncompressed
@@ -58,26 +63,17 @@ def crop(rng, grid, noise, row, col, detector, image):
 
 
 @numba.njit(cache=True, nogil=True)
-def highest_crystal(grid):
-    """(row, column) of the largest energy."""
-    row, col = 0, 0
+def seed_crystal(rng, grid):
+    """(row, column) of the largest energy as whoever chose the crops saw it: to SEED_SPREAD."""
+    highest = grid.max()
+    row, col, best = 0, 0, 0.0
     for a in range(GRID):
         for b in range(GRID):
-            if grid[a, b] > grid[row, col]:
-                row, col = a, b
+            if grid[a, b] > 0.5 * highest:
+                seen = grid[a, b] * (1.0 + SEED_SPREAD * rng.standard_normal())
+                if seen > best:
+                    row, col, best = a, b, seen
     return row, col
-
-
-@numba.njit(cache=True, nogil=True)
-def highest_neighbour(grid, row, col):
-    """(row, column) of the largest energy among the four sides of a crystal."""
-    best_row, best_col, best = row, col, -1.0
-    for step in range(4):
-        a = row + (step == 0) - (step == 1)
-        b = col + (step == 2) - (step == 3)
-        if 0 <= a < GRID and 0 <= b < GRID and grid[a, b] > best:
-            best_row, best_col, best = a, b, grid[a, b]
-    return best_row, best_col
 
 
 @numba.njit(cache=True, nogil=True)
@@ -96,15 +92,14 @@ def fill_images(rng, charge, detector, images, truth):
         i0, _, history = simulate_hits(
             rng, charge, PT * math.cosh(eta), eta, phi, z, detector, grid, noise, impacts
         )
-        row, col = highest_crystal(grid)
-        if rng.random() < SEED_SLIP:
-            row, col = highest_neighbour(grid, row, col)
+        row, col = seed_crystal(rng, grid)
         i = i0 + row
         if i - SEED_AT < -ETA_CRYSTALS or i + SEED_AT > ETA_CRYSTALS or grid[row, col] <= 0.0:
             continue
         if min(row, col) < SEED_AT or max(row, col) > GRID - SEED_AT:
             continue
-        crop(rng, grid, noise, row, col, detector, images[done])
+        if rng.random() >= EMPTY_IMAGES:
+            crop(rng, grid, noise, row, col, detector, images[done])
         truth[done, 0], truth[done, 1], truth[done, 2] = eta, phi, z
         truth[done, 3], truth[done, 4], truth[done, 5] = history
         done += 1
@@ -150,14 +145,15 @@ def photon_hits(
 def simulate_shard(
     n_events: int, electron: bool, seed: np.random.SeedSequence
 ) -> dict[str, np.ndarray]:
-    """One shard as sparse arrays: flat ``index`` into (n, 32, 32), ``energy``, ``time``."""
-    images, _ = simulate_images(n_events, electron, seed)
+    """One shard: ``truth`` (n, 6), and flat ``index`` into (n, 32, 32), ``energy``, ``time``."""
+    images, truth = simulate_images(n_events, electron, seed)
     pixels = images.reshape(-1, 2)  # (n, 32, 32, 2) -> (n * 1024, 2)
     index = np.flatnonzero(pixels[:, 0])
     return {
         "index": index.astype(np.uint32),
         "energy": pixels[index, 0],
         "time": pixels[index, 1],
+        "truth": truth.astype(np.float32),
     }
 
 
@@ -194,6 +190,8 @@ def assemble(parts: list[Path], path: Path, label: int, n_class: int, seed: int)
                 "X", (n_class, CROP, CROP, 2), chunks=(chunk, CROP, CROP, 2), **options
             )
             y = file.create_dataset("y", (n_class,), chunks=(n_class,), **options)
+            truth = file.create_dataset("truth", (n_class, len(TRUTH)), **options)
+            truth.attrs["columns"] = TRUTH
             first = 0
             for part in parts:
                 hits = shards.load(part)
@@ -202,6 +200,7 @@ def assemble(parts: list[Path], path: Path, label: int, n_class: int, seed: int)
                 pixels[hits["index"], 0] = hits["energy"]
                 pixels[hits["index"], 1] = hits["time"]
                 X[first:last] = pixels.reshape(-1, CROP, CROP, 2)  # (m * 1024, 2) -> images
+                truth[first:last] = hits["truth"]
                 first = last
             y[:] = float(label)
             file.attrs["source"] = "standin"
@@ -211,11 +210,12 @@ def assemble(parts: list[Path], path: Path, label: int, n_class: int, seed: int)
 
 
 def check(path: Path, name: str) -> None:
-    """Read a finished file back: every image has hits, and all values are finite."""
+    """Read a finished file back: all values are finite, and next to all images have hits."""
     with h5py.File(path) as file:
         for first in range(0, len(file["X"]), SHARD_EVENTS):
             images = file["X"][first : first + SHARD_EVENTS]
-            if not (np.isfinite(images).all() and (images[..., 0].max(axis=(1, 2)) > 0).all()):
+            empty = (images[..., 0].max(axis=(1, 2)) <= 0).sum()
+            if not np.isfinite(images).all() or empty > 5:
                 raise InputError(
                     f"{name}: expected finite images with hits, found others from event {first}; "
                     "the disk may be faulty, generate again"

@@ -183,6 +183,10 @@ def track(rng, charge, energy, eta, phi, z, detector, impacts):
                 break
             direction = math.asinh(state[4])
             thickness = LAYERS[layer, 1] * radiation_lengths(direction) * detector.material_scale
+            if radius > 80.0:
+                thickness *= detector.outer
+            if radius < 20.0:
+                thickness *= detector.inner
             if thickness <= 0.0:
                 continue
             if state[6] == 0.0:
