@@ -27,21 +27,18 @@ class Detector(NamedTuple):
     """What can be turned. The defaults are calibrated to real images (data/README.md)."""
 
     field: float = 3.8  # T
-    material_scale: float = 1.0  # of MATERIAL_X0
-    outer: float = 1.0
-    inner: float = 1.0
+    material_scale: float = 0.96  # of MATERIAL_X0
     brem_cut: float = 0.003  # GeV, softest bremsstrahlung photon followed
     core_scale: float = 1.3  # of the GP core radius
-    tail_scale: float = 1.3  # of the GP tail radius
-    tail_power: float = 1.0
+    tail_scale: float = 1.6  # of the GP tail radius
+    tail_power: float = 1.5  # share of the tail beyond r: (1 + r^2 / R^2)^-power (GP: 1)
     tail_gain: float = 1.2  # of the GP share of the tail
-    core_stretch: float = 1.2  # widening in phi, where the field bends the shower's electrons
-    tail_stretch: float = 1.15
-    core_spot: float = 2.0  # of the energy of a GP spot
-    tail_spot: float = 5.0
-    width_spread: float = 0.03  # shower to shower, relative, of the radii in eta and in phi
-    tail_width_spread: float = 0.0
-    tail_spread: float = 0.1  # shower to shower, relative, of the tail's share
+    core_stretch: float = 1.16  # widening in phi, where the field bends the shower's electrons
+    tail_stretch: float = 1.1
+    core_spot: float = 2.0  # energy of a spot over that of a GP spot
+    tail_spot: float = 4.0  # larger: few photons that wandered off make the tail
+    tail_width_spread: float = 0.15  # shower to shower, relative, of the tail in eta and in phi
+    tail_spread: float = 0.15  # shower to shower, relative, of the tail's share
     tilt: float = 0.0524  # rad, 3 degrees between crystal axis and vertex direction (CMS)
     stochastic: float = 0.028  # GeV^1/2, photo-statistics (CMS)
     intercalibration: float = 0.005  # relative, crystal to crystal (CMS)

@@ -60,10 +60,8 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
     p3 = 1.313 - 0.0686 * log_e
 
     # Lateral fluctuations from shower to shower, which GP leave to the spots
-    row_width = math.exp(detector.width_spread * rng.standard_normal())
-    col_width = math.exp(detector.width_spread * rng.standard_normal())
-    row_tail = row_width * math.exp(detector.tail_width_spread * rng.standard_normal())
-    col_tail = col_width * math.exp(detector.tail_width_spread * rng.standard_normal())
+    row_spread = math.exp(detector.tail_width_spread * rng.standard_normal())
+    col_spread = math.exp(detector.tail_width_spread * rng.standard_normal())
     tail_gain = detector.tail_gain * math.exp(detector.tail_spread * rng.standard_normal())
 
     slices = 40
@@ -96,9 +94,12 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
         for kind in range(2):
             whole = energy * part * (inner_share if kind == 0 else 1.0 - inner_share)
             mean_spot = energy / spots * (detector.core_spot if kind == 0 else detector.tail_spot)
-            row_scale = (row_width * core if kind == 0 else row_tail * tail) / pitch
-            col_scale = (col_width * core if kind == 0 else col_tail * tail) / pitch
-            col_scale *= detector.core_stretch if kind == 0 else detector.tail_stretch
+            if kind == 0:
+                row_scale = core / pitch
+                col_scale = core / pitch * detector.core_stretch
+            else:
+                row_scale = row_spread * tail / pitch
+                col_scale = col_spread * tail / pitch * detector.tail_stretch
             left = whole
             while left > 0.0:
                 spot = min(mean_spot * -math.log(1.0 - rng.random()), left)
@@ -108,6 +109,7 @@ def deposit(rng, grid, i0, j0, impact, energy, start, detector):
                 if kind == 0:
                     r = math.sqrt(u / (1.0 - u))
                 else:
+                    # GP's tail falls as 1 / r^3 for ever; real showers end earlier
                     r = math.sqrt((1.0 - u) ** (-1.0 / detector.tail_power) - 1.0)
                 angle = 2.0 * math.pi * rng.random()
                 row = math.floor(row_mid + along * row_drift + row_scale * r * math.cos(angle))
