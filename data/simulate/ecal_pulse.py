@@ -23,7 +23,7 @@ ADC = 0.0389  # GeV a count
 TEMPLATE = np.array(
     [0.0, 0.0, 0.0, 0.0113979, 0.758151, 1.0, 0.887744, 0.673548, 0.474332, 0.319561]
 )
-EARLY = 1.2  # ns, how much earlier pulses come; fitted to what networks see
+EARLY = 1.2  # ns, how much earlier pulses come; fitted to what networks see of official times
 # Correlation of the noise of two samples against their distance in clocks.
 NOISE_CORRELATION = np.array(
     [1.0, 0.71073, 0.55721, 0.46089, 0.40449, 0.35931, 0.33924, 0.32439, 0.31581, 0.30481]
