@@ -37,7 +37,7 @@ REAL_PIXELS = ((0.0012235, 0.0248, 1.4849), (0.0012158, 0.0226, 1.4318))
 REAL_TIME_MEAN = (-0.00023, -0.00031)
 REAL_TIME_STD = (0.066, 0.069)
 REAL_TIME_RANGE = (-2.51, 2.28)  # of both classes together
-PROBED = 3000  # images a class that the probes see
+PROBED = 6000  # images a class that the probes see
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 REAL_QUANTILES = (6e-5, 5e-4, 2.2e-3, 0.03, 0.7)  # of the pixels that are not zero
 
