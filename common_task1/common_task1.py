@@ -199,7 +199,7 @@ plt.show()
 def shower_shapes(x: np.ndarray) -> pd.DataFrame:
     """High-level features of images (N, 2, 32, 32) in official units, seed at [16][16]."""
     energy, time = x[:, 0] * 50.0, x[:, 1] * 50.0  # (N, 32, 32): GeV and file units x 50
-    total = energy.sum((1, 2))
+    total = np.maximum(energy.sum((1, 2)), 1e-6)  # a few images are empty
     offset = np.arange(32) - 16.0
     features = {"total": total, "hits": (energy > 0).sum((1, 2))}
     for half in (0, 1, 2, 3, 5):

@@ -217,7 +217,7 @@ def test_highest_crystal_is_in_the_middle(photons, electrons):
         assert 0.95 < ((row == 16) & (col == 16)).mean() < 0.995
         # Where it is not, it comes near: 0.94 at least in three of 100 real images
         share = images[:, 16, 16, 0] / images[..., 0].max(axis=(1, 2))
-        assert share.min() > 0.7
+        assert share.min() > 0.6
 
 
 def test_shower_shapes_separate_the_classes(photons, electrons):
