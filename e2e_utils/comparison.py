@@ -100,6 +100,14 @@ class Comparison:
         half = self._half_width(self._samples[arm], arm)
         return value, value - half, value + half
 
+    def entry(self, arm: str) -> dict[str, float]:
+        """`interval` and `spread` as an entry of metrics.json."""
+        value, low, high = self.interval(arm)
+        spread = self.spread(arm)
+        return {"value": value, "low": low, "high": high} | (
+            {} if spread is None else {"seed_std": spread}
+        )
+
     def difference(self, arm: str, other: str | None = None) -> Difference:
         """``arm`` minus ``other`` (the reference unless given)."""
         other = self.reference if other is None else other

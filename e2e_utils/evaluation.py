@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 from numpy.typing import ArrayLike
 
+from e2e_utils.comparison import half_width
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
 from e2e_utils.metrics import (
@@ -122,8 +123,9 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Entries of several metrics for one model, or for one model trained with several seeds.
 
-    The value is the mean over the seeds, the interval (95 %) that of this mean under resampling of
-    the events, or of whole ``groups`` (N,) of them; ``seed_std`` the spread between seeds. Metrics
+    The value is the mean over the seeds, ``seed_std`` the spread between them. The interval (95 %)
+    is that of this mean under resampling of the events, or of whole ``groups`` (N,) of them,
+    stretched to contain the spread too (`e2e_utils.comparison.half_width`). Metrics
     ``BIASED_UPWARDS`` have the interval reflected at the value ("basic" bootstrap) and cut at zero.
     """
     scores = [scores] if np.ndim(scores[0]) == 0 else list(scores)
@@ -135,11 +137,18 @@ def evaluate(
     samples = resample(all_metrics, y, scores, n_resamples, seed, groups).mean(axis=1)
     intervals = np.quantile(samples, [0.025, 0.975], axis=0).T  # (metrics, 2)
     entries = {}
-    for name, column, (low, high) in zip(metrics, values.T, intervals, strict=True):
+    variances = samples.var(axis=0, ddof=1) if n_resamples > 1 else np.zeros(len(metrics))
+    for name, column, (low, high), variance in zip(
+        metrics, values.T, intervals, variances, strict=True
+    ):
         value = column.mean()
+        spread = np.std(column, ddof=1) if len(column) > 1 else None
+        if spread is not None and variance > 0:
+            alone = half_width(variance, [], [])
+            stretch = half_width(variance, [spread**2], [len(column)]) / alone
+            low, high = value - stretch * (value - low), value + stretch * (high - value)
         if name in BIASED_UPWARDS:
             low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
-        spread = np.std(column, ddof=1) if len(column) > 1 else None
         entries[name] = metric_entry(value, min(low, value), max(high, value), spread)
     return entries
 

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
+from torch import nn
 
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import write_metrics
@@ -26,7 +27,8 @@ from e2e_utils.versions import library_versions
 
 CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-MOST_COLUMNS = 7  # of the table at the beginning of a notebook
+MOST_ROWS, MOST_COLUMNS = 8, 4  # of the table at the beginning of a notebook
+FIRST_EDITION_COLUMNS = 7  # in the notebooks that are not rewritten yet
 DISPLAY_ID = "results"
 
 
@@ -87,6 +89,28 @@ class Run:
     def summary(self) -> str:
         """One line for the top of a notebook: what runs where."""
         return f"{self.task}, {environment_summary(self.profile)}"
+
+    def save_onnx(
+        self,
+        name: str,
+        graph: nn.Module,
+        batches: Sequence[torch.Tensor],
+        card: Mapping[str, object],
+        outputs: Sequence[str] = ("probability",),
+        tolerance: float = 1e-5,
+    ) -> None:
+        """Write ``graph`` as <name>.onnx and say how far ONNX Runtime is from PyTorch.
+
+        ``batches`` are inputs "x" of different sizes; one of two events serves as example. ``card``
+        goes into the file. Raises ValueError above ``tolerance``.
+        """
+        from e2e_utils.onnx_export import check_parity, export_onnx  # slow to import
+
+        path = self.directory / f"{name}.onnx"
+        graph = graph.eval()
+        export_onnx(graph, batches[0][:2], path, ["x"], outputs, {"task": self.task, **card})
+        worst = check_parity(graph, path, batches, tolerance)
+        print(f"{path.name}: differs from PyTorch by at most {worst:.1e}")
 
     def save_metrics(self, **fields: object) -> dict:
         """Write metrics.json from its ``fields`` and return it.
@@ -154,7 +178,7 @@ def results_frame(
 def result_table(metrics: dict) -> pd.DataFrame:
     """This task's model, arms, baselines and floors as rows; metrics as columns, headline first.
 
-    More than MOST_COLUMNS cannot be read on a page; the others stand in metrics.json.
+    More than FIRST_EDITION_COLUMNS cannot be read on a page; the others stand in metrics.json.
     """
     models = {"this network": metrics["metrics"]}
     for group in ("arms", "baselines", "floors"):
@@ -163,7 +187,7 @@ def result_table(metrics: dict) -> pd.DataFrame:
             models[label] = entries
     headline = metrics["headline"]
     columns = [headline, *(n for n in metrics["metrics"] if n != headline)]
-    return results_frame(models, columns[:MOST_COLUMNS])
+    return results_frame(models, columns[:FIRST_EDITION_COLUMNS])
 
 
 def show_results(task: str) -> None:
@@ -171,9 +195,27 @@ def show_results(task: str) -> None:
     _display(f"*The results of {task} appear here when the run ends.*", update=False)
 
 
-def update_results(metrics: dict) -> None:
-    """Put the result table in the place that ``show_results`` reserved."""
-    _display(result_table(metrics), update=True)
+def update_results(table: pd.DataFrame | dict) -> None:
+    """Put the result table in the place that ``show_results`` reserved, the best row first.
+
+    It must fit into half a page: ValueError for more than MOST_ROWS x MOST_COLUMNS. (Notebooks of
+    the first edition pass their metrics.)
+    """
+    if isinstance(table, dict):
+        table = result_table(table)
+    elif len(table) > MOST_ROWS or len(table.columns) > MOST_COLUMNS:
+        raise ValueError(
+            f"a result table of at most {MOST_ROWS} x {MOST_COLUMNS} expected, found "
+            f"{len(table)} x {len(table.columns)}"
+        )
+    _display(table, update=True)
+
+
+def show_claims(claims: Mapping[str, bool]) -> None:
+    """What the prose asserts, and whether this run shows it; `make publish` refuses a false one."""
+    marks = {sentence: "yes" if true else "no" for sentence, true in claims.items()}
+    frame = pd.DataFrame.from_dict(marks, orient="index", columns=["shown by this run"])
+    display(frame.rename_axis("claim"))
 
 
 def _display(content: pd.DataFrame | str, update: bool) -> None:

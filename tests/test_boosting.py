@@ -9,7 +9,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import log_loss
 
 from e2e_utils import boosting
-from e2e_utils.boosting import fit_trees
+from e2e_utils.boosting import fit_trees, staged_losses, tuned_trees
 
 SETTINGS = {"max_iter": 120, "max_leaf_nodes": 8, "learning_rate": 0.2, "random_state": 0}
 
@@ -80,3 +80,19 @@ def test_the_model_that_was_given_stays_unfitted(events):
     assert not hasattr(model, "classes_")
     assert model.max_iter == 120
     assert not fitted.warm_start
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
+@pytest.mark.parametrize("tuning_events", [500, 5000])
+def test_tuned_trees_are_those_that_validation_prefers(events, monkeypatch, loss, tuning_events):
+    stump, deep = {"max_leaf_nodes": 2}, {"max_leaf_nodes": 12}  # y is the sign of a product
+    monkeypatch.setattr(boosting, "SETTINGS", (stump, deep))
+    found = tuned_trees(*events, loss=loss, tuning_events=tuning_events)
+    assert found.table["validation loss"].idxmin() == 1
+    assert found.model.max_leaf_nodes == 12
+    kind = HistGradientBoostingClassifier if loss == "log_loss" else HistGradientBoostingRegressor
+    assert isinstance(found.model, kind)
+    *_, reached = staged_losses(found.model, *events[2:])
+    alone = fit_trees(kind(loss=loss, max_iter=1500, **deep, random_state=0), *events)
+    *_, expected = staged_losses(alone, *events[2:])
+    assert reached == pytest.approx(expected, rel=1e-9)  # fitted to all events, however tuned

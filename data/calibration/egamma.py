@@ -1,4 +1,4 @@
-"""Shower shapes, and the comparison of stand-in images with real ones.
+"""Shower shapes of stand-in images beside those of real ones.
 
     python -m data.calibration.egamma --events 60000
 
@@ -16,8 +16,9 @@ import numpy as np
 from data.calibration import probes
 from data.calibration.report import auc_interval, save, update_readme
 from data.simulate import egamma
-from e2e_utils.errors import InputError, command_line
+from e2e_utils.errors import command_line
 from e2e_utils.paths import REAL_SAMPLES
+from e2e_utils.shower_shapes import energy_shapes
 
 CLASSES = ("photon", "electron")
 
@@ -79,88 +80,6 @@ FIRST_EDITION_PROBES = {
 }
 
 
-def shower_shapes(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Shapes of images (n, 32, 32) of energy / 50 GeV; each entry (n,) float64.
-
-    Widths are energy-weighted, in crystals: ``*_width`` over the whole image, ``*_width5`` in
-    5 x 5 crystals around the highest one, ``*_logwidth5`` there with the weights
-    max(0, 4.7 + log(E / E5x5)) of CMS's sigma_ieta_ieta. ``phi_asymmetry`` is the share of the
-    energy at larger minus at smaller phi than the highest crystal. Energies are in units of the
-    sum. Raises InputError for another shape or an image without energy.
-    """
-    if images.ndim != 3 or images.shape[1:] != (32, 32):
-        raise InputError(
-            f"images: expected shape (n, 32, 32), found {images.shape}; pass the energy channel"
-        )
-    parts = [_shapes(images[first : first + 2000]) for first in range(0, len(images), 2000)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _width(energy: np.ndarray, axis: int) -> np.ndarray:
-    """Energy-weighted standard deviation along ``axis`` of (n, rows, columns)."""
-    position = np.arange(energy.shape[axis])
-    profile = energy.sum(axis=3 - axis)  # (n, rows, columns) -> (n, positions)
-    total = profile.sum(axis=1)
-    mean = profile @ position / total
-    return np.sqrt(np.maximum(profile @ position**2 / total - mean**2, 0.0))
-
-
-def _shapes(images: np.ndarray) -> dict[str, np.ndarray]:
-    energy = images.astype(np.float64)
-    n = len(energy)
-    total = energy.sum(axis=(1, 2))
-    if not (total > 0).all():
-        raise InputError(
-            f"images: expected energy in every image, found {(total <= 0).sum()} without; drop them"
-        )
-    top = energy.reshape(n, -1).argmax(axis=1)  # (n, 32, 32) -> (n, 1024)
-    row, col = top // 32, top % 32
-    reach = 5
-    padded = np.pad(energy, ((0, 0), (reach, reach), (reach, reach)))
-    offset = np.arange(2 * reach + 1)
-    window = padded[
-        np.arange(n)[:, None, None],
-        (row[:, None] + offset)[:, :, None],
-        (col[:, None] + offset)[:, None, :],
-    ]  # (n, 11, 11), highest crystal at [5, 5]
-
-    def block(half_rows: int, half_cols: int) -> np.ndarray:
-        rows = slice(reach - half_rows, reach + half_rows + 1)
-        cols = slice(reach - half_cols, reach + half_cols + 1)
-        return window[:, rows, cols]
-
-    five = block(2, 2)
-    weights = np.maximum(
-        0.0, 4.7 + np.log(np.maximum(five, 1e-12) / five.sum((1, 2), keepdims=True))
-    )
-    phi_mean = energy.sum(axis=1) @ np.arange(32) / total
-    left, right = window[:, :, :reach].sum((1, 2)), window[:, :, reach + 1 :].sum((1, 2))
-    hit = energy > 0
-    return {
-        "energy_sum": total,
-        "e1": energy.reshape(n, -1).max(axis=1) / total,
-        "e2": np.partition(energy.reshape(n, -1), -2, axis=1)[:, -2] / total,
-        "e3x3": block(1, 1).sum((1, 2)) / total,
-        "e5x5": five.sum((1, 2)) / total,
-        "eta_width": _width(energy, 1),
-        "phi_width": _width(energy, 2),
-        "eta_width5": _width(five, 1),
-        "phi_width5": _width(five, 2),
-        "eta_logwidth5": _width(weights, 1),
-        "phi_logwidth5": _width(weights, 2),
-        "three_rows": block(1, reach).sum((1, 2)) / total,
-        "outer_rows": (five[:, 0].sum(1) + five[:, 4].sum(1)) / total,
-        "phi_asymmetry": (right - left) / total,
-        "phi_asymmetry_abs": np.abs(right - left) / total,
-        "left": window[:, :, : reach - 2].sum((1, 2)) / total,
-        "right": window[:, :, reach + 3 :].sum((1, 2)) / total,
-        "seed_distance": np.abs(phi_mean - col),
-        "outside": total - five.sum((1, 2)),
-        "hits": hit.sum(axis=(1, 2)).astype(np.float64),
-        "small_hits": (hit & (energy < 0.0018)).sum(axis=(1, 2)).astype(np.float64),
-    }
-
-
 def real_sample() -> tuple[np.ndarray, np.ndarray] | None:
     """The 100 real images (100, 32, 32) and labels, or None where they are not at hand."""
     path = REAL_SAMPLES / "egamma_real_100.npz"
@@ -172,7 +91,7 @@ def real_sample() -> tuple[np.ndarray, np.ndarray] | None:
 
 def matrix(images: np.ndarray) -> np.ndarray:
     """Shower shapes as (n, features)."""
-    return np.stack(list(shower_shapes(images).values()), axis=1)
+    return np.stack(list(energy_shapes(images).values()), axis=1)
 
 
 def boosted_scores(photons: np.ndarray, electrons: np.ndarray, others: list[np.ndarray]) -> list:
@@ -194,7 +113,7 @@ def _mean_std(mean: float, std: float) -> str:
 
 def table(images: list[np.ndarray]) -> str:
     """Markdown: (energy, time) images of both classes against official and earlier numbers."""
-    shapes = [shower_shapes(image[..., 0]) for image in images]
+    shapes = [energy_shapes(image[..., 0]) for image in images]
     energies, times = [i[..., 0] for i in images], [i[..., 1] for i in images]
     rows = []
     for name, label in LABELS.items():
@@ -277,7 +196,7 @@ def draw_shapes(images: list[np.ndarray]) -> None:
     import matplotlib.pyplot as plt
 
     names = ["energy_sum", "e1", "e3x3", "e5x5", "eta_width", "phi_width", "hits", "phi_logwidth5"]
-    shapes = [shower_shapes(image[..., 0]) for image in images]
+    shapes = [energy_shapes(image[..., 0]) for image in images]
     sample = real_sample()
     ranges = {
         "energy_sum": (0.9, 1.9),
@@ -306,7 +225,7 @@ def draw_shapes(images: list[np.ndarray]) -> None:
                 label=f"stand-in {CLASSES[c]}",
             )
             if sample:
-                real = shower_shapes(sample[0][sample[1] == c])[name]
+                real = energy_shapes(sample[0][sample[1] == c])[name]
                 count, _ = np.histogram(np.clip(real, bins[0], bins[-1] - 1e-9), bins)
                 scale = 1 / len(real) / width
                 axis.errorbar(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from data.catalog import dataset
 from data.loaders.common import (
@@ -16,7 +17,7 @@ from data.loaders.common import (
     source_files,
 )
 from data.loaders.stores import Chunk, Part, stored
-from data.readers.hdf5 import check_images_file, iter_columns
+from data.readers.hdf5 import check_images_file, iter_columns, open_hdf5
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.sparse_images import SparseImages
@@ -71,7 +72,20 @@ def load_electron_photon(
         check_both_classes(y, files, CLASSES)
     n_photon, n_electron = np.bincount(y, minlength=2)
     what = f"{n_photon:,} photons and {n_electron:,} electrons"
-    return EventDataset(store.images, y, **described(source, files, store.fingerprint, what))
+    origin = described(source, files, store.fingerprint, what)
+    return EventDataset(store.images, y, truth_of(parts), **origin)
+
+
+def truth_of(parts: Sequence[Part]) -> pd.DataFrame | None:
+    """What the simulation knows of each event (`data.simulate.egamma.TRUTH`); None of others."""
+    frames = []
+    for part in parts:
+        with open_hdf5(part.file) as file:
+            if "truth" not in file:
+                return None
+            columns = [str(name) for name in file["truth"].attrs["columns"]]
+            frames.append(pd.DataFrame(file["truth"][: part.rows], columns=columns))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _check_class(file: Path, y: np.ndarray, label: int | None) -> None:
@@ -102,6 +116,7 @@ class EventDataset(LoadedDataset):
 
     images: SparseImages  # N events of shape (C, H, W)
     y: np.ndarray  # (N,) int64
+    truth: pd.DataFrame | None = None  # N rows, of stand-in events only
 
     def __len__(self) -> int:
         return len(self.y)
