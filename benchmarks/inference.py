@@ -14,7 +14,7 @@ from e2e_utils.onnx_export import export_onnx, open_session
 def measure() -> list[dict]:
     """Rates of both, image by image and in batches."""
     notebook = load_definitions("common_task1")
-    graph = notebook.RawInput([notebook.build_model("resnet")]).eval()
+    graph = notebook.RawInput(notebook.build_model("energy_only")).eval()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"

@@ -30,7 +30,7 @@ def measure() -> list[dict]:
     torchvision = import_torchvision()
     resnet18 = torchvision.models.resnet18(num_classes=1)
     resnet18.conv1 = nn.Conv2d(2, 64, 7, 2, 3, bias=False)  # two channels instead of three
-    ours = load_definitions("common_task1").build_model("resnet")
+    ours = load_definitions("common_task1").build_model("energy_only")
     x, target = torch.rand(BATCH, 2, 32, 32), torch.randint(2, (BATCH,)).float()
     seconds = side_by_side(
         {

@@ -5,6 +5,7 @@ Libraries are imported where they are needed: tools that only look at a run star
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,15 +57,28 @@ def device_name() -> str:
     return "Apple GPU" if device.type == "mps" else "CPU"
 
 
-def mixed_precision(device: "torch.device", formats: Sequence[str] = ("bf16", "fp16")) -> str:
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware (Linux says so; else False)."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16"})
+
+
+def mixed_precision(
+    device: "torch.device", formats: Sequence[str] = ("bf16", "fp16"), on_cpu: bool = False
+) -> str:
     """The half precision to train with, of those that the training can bear; "no" for none.
 
     bfloat16 where the hardware has it (compute capability 8 and above): older GPUs emulate it,
     slower than float32. Else float16 with a scaled loss, for networks whose numbers stay below
-    65504. Only CUDA gains from either.
+    65504. ``on_cpu``: convolutions gain from bfloat16 on a CPU too, small matrices do not.
     """
     import torch
 
+    if device.type == "cpu" and on_cpu and "bf16" in formats and cpu_has_bfloat16():
+        return "bf16"
     if device.type != "cuda":
         return "no"
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -72,8 +86,8 @@ def mixed_precision(device: "torch.device", formats: Sequence[str] = ("bf16", "f
     return best if best in formats else "no"
 
 
-def make_accelerator(formats: Sequence[str] = ()) -> "Accelerator":
-    """An Accelerator on ``pick_device()``; ``formats`` are half precisions that it may choose.
+def make_accelerator(formats: Sequence[str] = (), on_cpu: bool = False) -> "Accelerator":
+    """An Accelerator on ``pick_device()``; ``formats`` and ``on_cpu`` as in `mixed_precision`.
 
     A network may have weights that a step does not use: frozen parts, the other player of a GAN.
     """
@@ -82,6 +96,6 @@ def make_accelerator(formats: Sequence[str] = ()) -> "Accelerator":
     device = pick_device()
     return Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision=mixed_precision(device, formats),
+        mixed_precision=mixed_precision(device, formats, on_cpu),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )

@@ -1,6 +1,7 @@
 """What several tests need: small files in the official schema, and a data folder of their own."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -68,6 +69,15 @@ def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_file.Session, "get_adapter", local)
     monkeypatch.setattr(remote_file, "SILENT", set())
     monkeypatch.setattr(remote_file, "PATIENCE", remote_file.Patience(10, 10, 3, 0.001, 0.01))
+
+
+@pytest.fixture(autouse=True)
+def _one_precision_a_test() -> Iterator[None]:
+    """Accelerate keeps the precision of a process's first Accelerator, and refuses another."""
+    yield
+    if "accelerate" in sys.modules:
+        AcceleratorState = sys.modules["accelerate"].state.AcceleratorState
+        AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="session")

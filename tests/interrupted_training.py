@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from e2e_utils import training as training_context
+
 T = TypeVar("T")
 
 
@@ -19,7 +21,9 @@ def in_two_parts(
     It is stopped after its state was saved ``stop`` times (one less than ``total``), and must
     save it ``total`` times in all: parts that were done are not done again.
     """
-    save, saved = notebook.save_training_state, []
+    # Notebooks with their own loop save by themselves, the others through `Training`.
+    saver = notebook if hasattr(notebook, "save_training_state") else training_context
+    save, saved = saver.save_training_state, []
     stop = stop or total - 1
 
     def save_then_stop(*arguments: object) -> None:
@@ -29,7 +33,7 @@ def in_two_parts(
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(notebook, "save_training_state", save_then_stop)
+        patch.setattr(saver, "save_training_state", save_then_stop)
         with pytest.raises(KeyboardInterrupt):
             training()
         torch.rand(7)  # the world moves on

@@ -1,27 +1,19 @@
-"""The notebook of common task 1: networks, loss, augmentation, loop, features."""
+"""The notebook of common task 1: networks, mirror images, loop, kinds of events, export."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from e2e_utils.metrics import roc_auc
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
 from tests.interrupted_training import assert_same_weights, in_two_parts
-
-ARMS = (
-    "resnet",
-    "energy_only",
-    "time_only",
-    "plain_resnet15",
-    "linear_energy",
-    "full_frame",
-    "no_position_map",
-)
 
 
 def toy_events(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +44,7 @@ def small(notebook):
     return replace(notebook.CONFIGS["smoke"], epochs=3, batch_size=32)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", ["energy_only", "energy_and_time", "shapes_only", "plain_resnet15"])
 def test_every_network_gives_one_logit_and_reaches_every_weight(notebook, arm):
     torch.manual_seed(0)
     model = notebook.build_model(arm)
@@ -69,85 +61,77 @@ def test_every_network_gives_one_logit_and_reaches_every_weight(notebook, arm):
             assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("arm", ["resnet", "plain_resnet15"])
+@pytest.mark.parametrize("arm", ["energy_and_time", "plain_resnet15"])
 def test_networks_have_fifteen_convolutions(notebook, arm):
     layers = notebook.build_model(arm).modules()
     assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1) for m in layers) == 15
 
 
 def test_network_learns_one_batch_by_heart(notebook):
-    assert notebook.overfit_one_batch("resnet", steps=60) < 0.05
+    assert notebook.overfit_one_batch("energy_and_time", steps=60) < 0.05
 
 
-def test_channel_masks_really_hide_the_other_channel(notebook):
-    x = torch.from_numpy(toy_events(4)[0])
-    other = torch.from_numpy(toy_events(4, seed=1)[0])
-    for arm, channel in (("energy_only", 0), ("time_only", 1)):
-        mixed = other.clone()
-        mixed[:, channel] = x[:, channel]
+def test_the_energy_arm_does_not_see_the_times(notebook):
+    x, other = (torch.from_numpy(toy_events(4, seed)[0]) for seed in (0, 1))
+    mixed = torch.stack([x[:, 0], other[:, 1]], dim=1)
+    for arm, same in (("energy_only", True), ("energy_and_time", False)):
+        torch.manual_seed(0)
         model = notebook.build_model(arm).eval()
-        assert torch.equal(model(x), model(mixed))
-        assert not torch.equal(model(x), model(other))
+        assert torch.equal(model(x), model(mixed)) == same
 
 
-def test_loss_is_the_formula(notebook):
-    logits, target = torch.tensor([-1.3, 0.2, 4.0]), torch.tensor([0.0, 1.0, 1.0])
-    expected = 0.0
-    for z, t in zip(logits.tolist(), target.tolist(), strict=True):
-        smooth = t * (1 - 0.1) + 0.05
-        p = 1 / (1 + np.exp(-z))
-        expected += -(smooth * np.log(p) + (1 - smooth) * np.log(1 - p)) / 3
-    assert notebook.smoothed_bce_loss(logits, target, 0.1).item() == pytest.approx(expected, 1e-6)
+def test_times_count_by_their_significance(notebook):
+    views = notebook.InputViews(time=True)
+    x = torch.zeros(1, 2, 32, 32)
+    x[0, :, 16, 16] = torch.tensor([1.0, 0.01])
+    x[0, :, 16, 17] = torch.tensor([0.001, 0.01])  # a soft hit: the same time says little
+    x[0, :, 16, 18] = torch.tensor([1.0, -3.0])  # an outlier: bounded
+    time = views(x)[0, 3, 16 - 8]
+    assert time[16].item() == pytest.approx(0.1, rel=1e-5)
+    assert time[17].item() == pytest.approx(1e-4, rel=1e-5)
+    assert time[18].item() == -1.0
 
 
 def test_mirror_keeps_the_seed_and_is_its_own_inverse(notebook):
     x = torch.randn(3, 2, 32, 32)
-    for axis in (2, 3):
-        mirrored = notebook.mirror(x, axis)
-        assert torch.equal(mirrored.select(axis, 16), x.select(axis, 16))
-        assert torch.equal(mirrored.select(axis, 19), x.select(axis, 13))
-        assert torch.equal(notebook.mirror(mirrored, axis), x)
-
-
-def test_augmentation_draws_the_four_mirror_images_evenly(notebook):
-    x = torch.zeros(4000, 2, 32, 32)
-    x[:, 0, 15, 14] = 1.0
-    x = notebook.augment(x, torch.Generator().manual_seed(0))
-    counts = [int(x[:, 0, row, column].sum()) for row in (15, 17) for column in (14, 18)]
-    assert sum(counts) == 4000
-    assert min(counts) > 900  # 1000 expected, standard deviation 27
+    mirrored = notebook.mirror(x)
+    assert torch.equal(mirrored[:, :, 16], x[:, :, 16])
+    assert torch.equal(mirrored[:, :, 19], x[:, :, 13])
+    assert torch.equal(notebook.mirror(mirrored), x)
 
 
 def test_flip_average_does_not_depend_on_the_orientation(notebook):
-    model = notebook.FlipAverage(notebook.build_model("resnet")).eval()
+    model = notebook.FlipAverage(notebook.build_model("energy_only")).eval()
     x = torch.from_numpy(toy_events(5)[0])
-    for mirrored in (notebook.mirror(x, 2), notebook.mirror(x, 3)):
-        torch.testing.assert_close(model(mirrored), model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(notebook.mirror(x)), model(x), rtol=1e-4, atol=1e-5)
+    phi = x.flip(3).roll(1, 3)  # the charge turns with it
+    assert not torch.allclose(model(phi), model(x), atol=1e-4)
 
 
 def test_training_learns_and_keeps_the_best_epoch(notebook, small):
     torch.manual_seed(0)
-    model = notebook.build_model("resnet")
+    model = notebook.build_model("energy_only")
     history = notebook.train("toy", model, notebook.splits.train, replace(small, epochs=6), seed=0)
     assert len(history) == 6
-    assert history.validation_roc_auc.max() > 0.9
-    again = notebook.score(model, notebook.splits.validation, "cpu")
-    assert again["roc_auc"] == pytest.approx(history.validation_roc_auc.max(), abs=1e-6)
+    assert history.score.max() > 0.9
+    validation = notebook.splits.validation
+    again = roc_auc(notebook.y[validation], notebook.predict(model, validation))
+    assert again == pytest.approx(history.score.max(), abs=1e-6)
 
 
 def test_trained_arms_come_back_as_they_were(notebook, small):
-    job = ("arm", "energy_only", notebook.splits.train, small, 0)
-    history, weights = notebook.train_arm(*job)
-    model = notebook.restored("energy_only", weights)
-    again = notebook.score(model, notebook.splits.validation, "cpu")
-    assert again["roc_auc"] == pytest.approx(history.validation_roc_auc.max(), abs=1e-6)
+    history, weights = notebook.train_arm("energy_and_time", 0, notebook.splits.train, small)
+    model = notebook.restored("energy_and_time", weights)
+    validation = notebook.splits.validation
+    again = roc_auc(notebook.y[validation], notebook.predict(model, validation))
+    assert again == pytest.approx(history.score.max(), abs=1e-6)
     assert all(isinstance(array, np.ndarray) for array in weights.values())  # cross processes
 
 
 def test_interrupted_training_continues_bit_for_bit(notebook, small):
     def trained(name: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = notebook.build_model("resnet")
+        model = notebook.build_model("energy_and_time")
         notebook.train(name, model, notebook.splits.train, small, seed=0)
         return model.state_dict()
 
@@ -156,27 +140,28 @@ def test_interrupted_training_continues_bit_for_bit(notebook, small):
     assert_same_weights(resumed, straight)
 
 
-def test_shower_shapes_against_a_loop_over_crystals(notebook):
-    x = toy_events(3)[0]
-    shapes = notebook.shower_shapes(x)
-    for event in range(3):
-        energy = x[event, 0].astype(float) * 50
-        total = energy.sum()
-        mean = sum(energy[i, j] * (j - 16) for i in range(32) for j in range(32)) / total
-        variance = sum(
-            energy[i, j] * (j - 16 - mean) ** 2 for i in range(32) for j in range(32)
-        ) / total  # fmt: skip
-        inner = sum(energy[i, j] for i in (15, 16, 17) for j in (15, 16, 17)) / total
-        assert shapes.total[event] == pytest.approx(total, rel=1e-5)
-        assert shapes.e3[event] == pytest.approx(inner, rel=1e-5)
-        assert shapes.phi_mean[event] == pytest.approx(mean, rel=1e-4, abs=1e-5)
-        assert shapes.phi_width[event] == pytest.approx(np.sqrt(variance), rel=1e-4)
-        assert shapes.hits[event] == (energy > 0).sum()
+def test_kinds_of_events_share_out_each_class(notebook):
+    notebook.y_test = np.array([0, 0, 0, 1, 1, 1])
+    truth = pd.DataFrame(
+        {"conversion_radius": [0, 10.2, 69, 0, 0, 0], "radiated_photons": [0, 0, 0, 0, 2, 7]}
+    )
+    photons, electrons = notebook.kinds_of(truth)
+    assert [mask.tolist().index(True) for mask in photons.values()] == [0, 2, 1]
+    assert {name: mask.sum() for name, mask in electrons.items()} == {
+        "0": 1, "1": 0, "2": 1, "3 or more": 1
+    }  # fmt: skip
+    for kinds, label in ((photons, 0), (electrons, 1)):
+        np.testing.assert_array_equal(sum(kinds.values()), notebook.y_test == label)
+
+
+def test_rejection_is_that_of_the_curve(notebook):
+    notebook.y_test = np.array([0, 0, 0, 0, 1, 1])
+    score = np.array([0.1, 0.2, 0.3, 0.8, 0.5, 0.9])
+    assert notebook.rejection(score, np.array([0.75]))[0] == pytest.approx(4.0)
 
 
 def test_exported_graph_takes_the_official_layout(notebook, tmp_path):
-    networks = [notebook.build_model("resnet"), notebook.build_model("energy_only")]
-    graph = notebook.RawInput(networks).eval()
+    graph = notebook.RawInput(notebook.build_model("energy_and_time")).eval()
     raw = [torch.from_numpy(toy_events(n)[0]).permute(0, 2, 3, 1).contiguous() for n in (1, 2, 7)]
     raw.append(torch.zeros(3, 32, 32, 2))
     export_onnx(graph, raw[1], tmp_path / "graph.onnx", ["x"], ["probability"], {"task": "toy"})

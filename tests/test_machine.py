@@ -92,6 +92,13 @@ def test_half_precision_only_where_hardware_and_training_bear_it(hardware):
     assert mixed_precision(CPU, both) == mixed_precision(torch.device("mps"), both) == "no"
 
 
+@pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16", "bf16"), ("avx2", "no")])
+def test_cpus_train_convolutions_in_bfloat16_where_they_have_it(monkeypatch, flags, expected):
+    monkeypatch.setattr(machine.Path, "read_text", lambda _: f"flags : fpu {flags} sse\n")
+    assert mixed_precision(CPU, ("bf16", "fp16"), on_cpu=True) == expected
+    assert mixed_precision(CPU, ("fp16",), on_cpu=True) == "no"
+
+
 def test_the_accelerator_is_on_the_device_that_inputs_go_to():
     assert make_accelerator(("bf16", "fp16")).device.type == pick_device().type
 

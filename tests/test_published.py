@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from e2e_utils.checkpoints import load_weights
+from e2e_utils.errors import InputError
 from e2e_utils.metrics import bootstrap_interval, roc_auc
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import ROOT, WEIGHTS
 from tools.results_table import published_metrics, trivial_baseline
+from tools.staleness import is_stale
 
 SAMPLES = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
 SAMPLE = SAMPLES / "egamma_real_100.npz"
@@ -24,7 +26,12 @@ CMSSW_MODEL = WEIGHTS / "task2f_cmssw_inference" / "task2f_cmssw_inference.onnx"
 @pytest.mark.skipif(not MODEL.is_file(), reason="nothing published yet")
 def test_network_trained_on_stand_ins_orders_real_images() -> None:
     task = load_definitions("common_task1")
-    network = task.FlipAverage(load_weights(MODEL, task.build_model("energy_only"))).eval()
+    try:
+        network = task.FlipAverage(load_weights(MODEL, task.build_model("energy_only"))).eval()
+    except InputError as error:
+        if not is_stale("common_task1"):
+            raise
+        pytest.skip(f"published before the script was rewritten: {error}")
     real = np.load(SAMPLE)
     images = np.stack([real["X"], np.zeros_like(real["X"])], axis=1)  # time unknown
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 Events are simulated here, some hundreds of each kind, with the arguments of the simulations' own
 tests, so that both share them. A run that was published with other stand-ins than today's is scored
-all the same, but need not agree.
+all the same, but need not agree; nor need weights fit a script that was rewritten since.
 """
 
 import ast
@@ -23,6 +23,7 @@ from torch import nn
 from data.loaders import SuperResolutionDataset, load_rotated_mnist
 from data.simulate import boosted, egamma, higgs, jets, jets8, top_gun
 from e2e_utils.checkpoints import load_weights, read_card
+from e2e_utils.errors import InputError
 from e2e_utils.evaluation import evaluate, load_metrics, metric_entry
 from e2e_utils.jet_observables import ratio_of_sums
 from e2e_utils.metrics import accuracy, mean_absolute_error, roc_auc
@@ -33,6 +34,7 @@ from e2e_utils.sparse_images import SparseImages
 from tools.provenance import data_state
 from tools.scoring.classification import predict
 from tools.scoring.super_resolution import generated_observables
+from tools.staleness import is_stale
 
 Card = dict[str, str]
 Entry = dict[str, float]
@@ -146,7 +148,12 @@ def test_every_published_file_loads_into_its_class(name: str) -> None:
         for (task, pattern), build in BUILDERS.items()
         if task == path.parent.name and path.match(pattern)
     )
-    model = load_weights(path, build(load_definitions(path.parent.name), card))
+    try:
+        model = load_weights(path, build(load_definitions(path.parent.name), card))
+    except (InputError, LookupError, AttributeError, TypeError) as error:
+        if not is_stale(path.parent.name):
+            raise
+        pytest.skip(f"published before the script was rewritten: {error}")
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 

@@ -217,10 +217,14 @@ def test_the_key_covers_everything_that_results_depend_on(folder: Path, tmp_path
     )
     script = SCRIPT + "# %%\nfrom data.simulate.jets import simulate\n"
     write_script(script)
+    training = run_key(TASK, "smoke", "auto", prose=False)
     keys = [run_key(TASK, "smoke", "auto"), run_key(TASK, "quick", "auto")]
     keys.append(run_key(TASK, "smoke", "standin"))
-    write_script(script + "# changed\n")
+    write_script(script + "# %% [markdown]\n# Another conclusion.\n")
     keys.append(run_key(TASK, "smoke", "auto"))
+    assert run_key(TASK, "smoke", "auto", prose=False) == training
+    write_script(script + "CHANGED = True\n")
+    assert run_key(TASK, "smoke", "auto", prose=False) != training
     (tmp_path / "data" / "simulate" / "jets.py").write_text("from e2e_utils.metrics import auc")
     keys.append(run_key(TASK, "smoke", "auto"))
     (tmp_path / "e2e_utils" / "metrics.py").write_text("def auc(): ...")

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from e2e_utils.errors import InputError
-from e2e_utils.shower_shapes import energy_shapes, shower_shapes
+from e2e_utils.onnx_export import check_parity, export_onnx
+from e2e_utils.shower_shapes import energy_shapes, shapes_of, shower_shapes
 
 
 def showers(n: int, seed: int = 0) -> np.ndarray:
@@ -19,7 +21,7 @@ def showers(n: int, seed: int = 0) -> np.ndarray:
 
 def test_shapes_are_those_of_a_loop_over_crystals() -> None:
     x = showers(4)
-    shapes = shower_shapes([x[:3], x[3:]])
+    shapes = shower_shapes([torch.from_numpy(x[:3]), torch.from_numpy(x[3:])])
     cells = [(i, j) for i in range(32) for j in range(32)]
     for event in range(4):
         energy, time = x[event, 0].astype(float), x[event, 1].astype(float)
@@ -56,7 +58,7 @@ def test_shapes_are_those_of_a_loop_over_crystals() -> None:
 def test_windows_follow_the_highest_crystal() -> None:
     x = showers(5)[:, 0]
     moved = np.roll(x, (2, -3), axis=(1, 2))
-    here, there = energy_shapes(x), energy_shapes(moved)
+    here, there = shapes_of(x), shapes_of(moved)
     for name in here.keys() - {"seed_row", "seed_col"}:
         np.testing.assert_allclose(here[name], there[name], atol=1e-9, err_msg=name)
     np.testing.assert_array_equal(there["seed_row"] - here["seed_row"], 2)
@@ -64,11 +66,32 @@ def test_windows_follow_the_highest_crystal() -> None:
 
 
 def test_an_image_without_energy_has_finite_shapes() -> None:
-    shapes = shower_shapes([np.zeros((2, 2, 32, 32), np.float32)])
+    shapes = shower_shapes([torch.zeros(2, 2, 32, 32)])
     assert np.isfinite(shapes.to_numpy()).all()
     assert (shapes["hits"] == 0).all()
 
 
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="expected shape"):
-        energy_shapes(np.ones((3, 32, 32, 2)))
+        shapes_of(np.ones((3, 32, 32, 2)))
+
+
+class Shapes(torch.nn.Module):
+    """All shapes as one output (B, K)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack(list(energy_shapes(x[:, 0]).values()), dim=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"opset": 10, "ir_version": 5}])
+def test_networks_may_contain_them_even_for_the_runtime_of_cmssw(tmp_path, options) -> None:
+    x, path = torch.from_numpy(showers(5)), tmp_path / "shapes.onnx"
+    export_onnx(Shapes(), x[:2], path, ["x"], ["shapes"], {"task": "toy"}, **options)
+    assert check_parity(Shapes(), path, [x, x[:1], torch.zeros(2, 2, 32, 32)], 1e-4) <= 1e-4
+
+
+def test_gradients_stay_finite() -> None:
+    x = torch.from_numpy(np.concatenate([showers(3), np.zeros((1, 2, 32, 32), np.float32)]))
+    x.requires_grad_()
+    Shapes()(x).sum().backward()
+    assert x.grad.isfinite().all()

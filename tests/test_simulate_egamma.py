@@ -16,7 +16,7 @@ from data.simulate import ecal_pulse, egamma, shards
 from data.simulate.barrel import MAX_IMPACTS, Detector
 from data.simulate.tracker import RADIATED_LEAST, advance, track
 from e2e_utils.errors import InputError
-from e2e_utils.shower_shapes import energy_shapes
+from e2e_utils.shower_shapes import shapes_of
 
 PER_CLASS = 2000
 
@@ -39,7 +39,7 @@ def electrons():
 
 @pytest.fixture(scope="module")
 def shapes(photons, electrons):
-    return [energy_shapes(images[..., 0]) for images, _ in (photons, electrons)]
+    return [shapes_of(images[..., 0]) for images, _ in (photons, electrons)]
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_real_images_look_like_stand_in_images(photons, electrons, shapes):
         pytest.skip("the real sample is not at hand")
     images, labels = sample
     for label in range(2):
-        real = energy_shapes(images[labels == label])
+        real = shapes_of(images[labels == label])
         for name in calibration.REAL_SHAPES:
             # 14 comparisons: a chance of 1 in 700 that a perfect simulation fails one of them
             assert ks_2samp(real[name], shapes[label][name]).pvalue > 1e-4, (name, label)
@@ -375,7 +375,7 @@ def test_few_images_are_empty(monkeypatch):
 def test_energy_resolution_without_material():
     quiet = Detector(material_scale=0.0, noise=1e-6)
     images, truth = with_hits(*egamma.simulate_images(600, electron=False, seed=4, detector=quiet))
-    shapes = energy_shapes(images[..., 0])
+    shapes = shapes_of(images[..., 0])
     energy = 50.0 * shapes["energy_sum"] * shapes["e5x5"]
     response = energy / (egamma.PT * np.cosh(truth[:, 0]))
     inside = response[np.abs(response - np.median(response)) < 0.05]
@@ -416,7 +416,7 @@ def test_electron_showers_are_wider_in_phi(shapes):
 
 def test_bremsstrahlung_separates_along_the_charge(shapes):
     positrons, _ = with_hits(*egamma.simulate_images(PER_CLASS, electron=True, seed=10, charge=1.0))
-    opposite = energy_shapes(positrons[..., 0])
+    opposite = shapes_of(positrons[..., 0])
     # The field turns a positive charge to smaller phi: an electron far from what it radiated is
     # found there; a negative one at larger phi.
     positive = opposite["right"] - opposite["left"]

@@ -41,7 +41,7 @@ def electron_photon(folder: Path) -> Training:
     notebook = notebook_of(test_common_task1, folder)
     config = replace(notebook.CONFIGS["smoke"], epochs=2, batch_size=32)
     rows = notebook.splits.train[:128]
-    return notebook, lambda: notebook.train_arm("a", "resnet", rows, config, 0)[1]
+    return notebook, lambda: notebook.train_arm("energy_and_time", 0, rows, config)[1]
 
 
 def higgs(folder: Path, arm: str = "scratch") -> Training:

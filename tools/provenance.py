@@ -118,12 +118,23 @@ def data_state(task: str, data_source: str, data: str | None = None) -> str:
     return hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:16]
 
 
-def run_key(task: str, profile: str, data_source: str, data: str | None = None) -> str:
-    """16 hex digits over everything that a run's results depend on."""
+def training_hash(task: str) -> str:
+    """`source_hash` without the prose: texts and comments of the script train nothing."""
+    script = paths.script_path(task)
+    others = (path for path in script.parent.rglob("*") if path.suffix in SOURCE_SUFFIXES)
+    return code_hash(script.read_text(encoding="utf-8")) + hash_files(
+        path for path in others if path != script
+    )
+
+
+def run_key(
+    task: str, profile: str, data_source: str, data: str | None = None, prose: bool = True
+) -> str:
+    """16 hex digits over everything that a run depends on; without ``prose``, its training."""
     parts = [
         profile,
         data_state(task, data_source, data),
-        source_hash(task),
+        source_hash(task) if prose else training_hash(task),
         json.dumps(code_state(task, data_source, data)),
         json.dumps([product_hashes(paths.WEIGHTS / other) for other in upstream_tasks(task)]),
     ]

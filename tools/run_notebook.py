@@ -84,7 +84,8 @@ def run(
     code = code_state(task, data_source, data)
     started = time.time()
     with reporting_full_disk(folder / "run.log"), only_run(folder) as stream:
-        earlier = keep_state_of(folder, key, force)
+        training = run_key(task, profile, data_source, data, prose=False)
+        earlier = keep_state_of(folder, training, force)
         stream.truncate(0)
         log = RunLog(stream, earlier)
         log.write(f"{task}: profile {profile}, data source {data_source}")
@@ -151,7 +152,9 @@ def conclude(
 
 
 def keep_state_of(folder: Path, key: str, force: bool) -> float:
-    """Training state may only be resumed by a run with the same sources, data and parameters.
+    """Training state may only be resumed by a run with the same code, data and parameters.
+
+    Its text may differ: who rewrites a conclusion need not train again.
 
     Returns the seconds that earlier starts of this run have taken, by their run.log.
     """

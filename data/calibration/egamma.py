@@ -18,7 +18,7 @@ from data.calibration.report import auc_interval, save, update_readme
 from data.simulate import egamma
 from e2e_utils.errors import command_line
 from e2e_utils.paths import REAL_SAMPLES
-from e2e_utils.shower_shapes import energy_shapes
+from e2e_utils.shower_shapes import shapes_of
 
 CLASSES = ("photon", "electron")
 
@@ -91,7 +91,7 @@ def real_sample() -> tuple[np.ndarray, np.ndarray] | None:
 
 def matrix(images: np.ndarray) -> np.ndarray:
     """Shower shapes as (n, features)."""
-    return np.stack(list(energy_shapes(images).values()), axis=1)
+    return np.stack(list(shapes_of(images).values()), axis=1)
 
 
 def boosted_scores(photons: np.ndarray, electrons: np.ndarray, others: list[np.ndarray]) -> list:
@@ -113,7 +113,7 @@ def _mean_std(mean: float, std: float) -> str:
 
 def table(images: list[np.ndarray]) -> str:
     """Markdown: (energy, time) images of both classes against official and earlier numbers."""
-    shapes = [energy_shapes(image[..., 0]) for image in images]
+    shapes = [shapes_of(image[..., 0]) for image in images]
     energies, times = [i[..., 0] for i in images], [i[..., 1] for i in images]
     rows = []
     for name, label in LABELS.items():
@@ -196,7 +196,7 @@ def draw_shapes(images: list[np.ndarray]) -> None:
     import matplotlib.pyplot as plt
 
     names = ["energy_sum", "e1", "e3x3", "e5x5", "eta_width", "phi_width", "hits", "phi_logwidth5"]
-    shapes = [energy_shapes(image[..., 0]) for image in images]
+    shapes = [shapes_of(image[..., 0]) for image in images]
     sample = real_sample()
     ranges = {
         "energy_sum": (0.9, 1.9),
@@ -225,7 +225,7 @@ def draw_shapes(images: list[np.ndarray]) -> None:
                 label=f"stand-in {CLASSES[c]}",
             )
             if sample:
-                real = energy_shapes(sample[0][sample[1] == c])[name]
+                real = shapes_of(sample[0][sample[1] == c])[name]
                 count, _ = np.histogram(np.clip(real, bins[0], bins[-1] - 1e-9), bins)
                 scale = 1 / len(real) / width
                 axis.errorbar(
