@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dask.distributed import Client
 
 Arrays = dict[str, np.ndarray]
+WORTH_A_CLUSTER = 2  # jobs: up to these are done before its processes have started
 
 
 def load(path: Path) -> Arrays:
@@ -124,7 +125,8 @@ def results(
     """(number of the job, its arrays) in the order of completion; few at a time in memory."""
     is_worker = multiprocessing.current_process().daemon  # may not start processes itself
     alone = is_worker or not find_spec("distributed")
-    if scheduler == "synchronous" or len(jobs) < 2 or (alone and not scheduler):
+    few = not scheduler and len(jobs) <= WORTH_A_CLUSTER
+    if scheduler == "synchronous" or few or (alone and not scheduler):
         for number, job in enumerate(jobs):
             yield number, work(*job)
         return
@@ -162,7 +164,8 @@ def produce(
 
     Shards that ``folder`` holds already are not computed again. ``scheduler``: ``tcp://...`` of a
     Dask scheduler, "synchronous" for this process, None for the scheduler that the environment
-    variable DASK_SCHEDULER_ADDRESS names, else a local cluster with one process a core.
+    variable DASK_SCHEDULER_ADDRESS names, else a local cluster with one process a core (for a few
+    jobs it is not worth its start).
     ``weights`` (events a job) are what the progress bar counts. ``prepare`` is called once in this
     process before local workers start: numba then compiles once, and they read its cache.
     """
