@@ -165,7 +165,7 @@ from tests.test_machine import one_shard
 print("once")
 folder = Path({folder!r})
 with shards.workplace(folder, 0):
-    paths = shards.produce(one_shard, [(1,), (2,)], folder)
+    paths = shards.produce(one_shard, [(1,), (2,), (3,)], folder)
     print(*(shards.load(path)["x"].sum() for path in paths))
 """
 
@@ -183,7 +183,7 @@ def test_shards_need_neither_affinity_nor_a_guarded_main_module(tmp_path: Path):
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["once", "3", "6"]
+    assert result.stdout.split() == ["once", "3", "6", "9"]
     assert not (tmp_path / "shards").exists()
 
 

@@ -18,6 +18,7 @@ from e2e_utils.evaluation import load_metrics
 from e2e_utils.paths import ROOT, list_tasks
 
 PUBLIC_DATA = ("task2j_symmetry",)  # MNIST: no stand-in exists
+AGAIN = "task2f_cmssw_inference"  # is asked for twice: what is complete is left alone
 WORDS = {"official": "official", "standin": "stand-in"}
 
 
@@ -67,6 +68,8 @@ def test_task_runs_from_data_to_pdf_and_is_then_left_alone(task, session_folder,
         with safe_open(path, framework="pt") as file:
             assert file.metadata()["task"] == task
 
+    if task != AGAIN:
+        return
     again = regenerate(task, data, tmp_path)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
