@@ -38,7 +38,7 @@ def regenerate(task: str, data: Path, build: Path) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("task", list_tasks())
-def test_task_runs_from_data_to_pdf_and_is_then_left_alone(task, session_folder, tmp_path, request):
+def test_task_runs_from_data_to_pdf(task, session_folder, tmp_path, request):
     data = session_folder / "files"
     if task in PUBLIC_DATA and (store := request.getfixturevalue("mnist_store")):
         (data / "cache").mkdir(parents=True, exist_ok=True)
