@@ -25,9 +25,12 @@ from data.simulate.jets_detector import (
     PITCH,
     SIZE,
     TOWER,
+    add_spike,
+    conversion,
     find_seed,
     hadron_shower,
     impact,
+    perigee,
     photon_shower,
     read_out,
     shower,
@@ -44,12 +47,12 @@ TOWERS, COLUMNS = 56, 72  # of the whole calorimeter: rows of eta, columns of ph
 class Tracker(NamedTuple):
     """What can be turned, beside `jets_detector.Detector`. Calibrated (data/README.md)."""
 
-    min_pt: float = 0.5  # GeV, of a track
+    min_pt: float = 0.2  # GeV, of a track
     efficiency: float = 0.93  # of hadrons above 1 GeV
     core_loss: float = 0.35  # chance to lose a track in a pixel that has one: hits merge
-    lifetime: float = 25.0  # cm, radius of origin at which 1/e of the tracks are still found
+    lifetime: float = 11.0  # cm, radius of origin at which 1/e of the tracks are still found
     resolution: float = 0.012  # relative, of pT
-    bad_track: float = 3e-5  # chance of a wildly wrong pT (published: up to 74,054 GeV)
+    bad_track: float = 0.002  # chance of a wildly wrong pT (published: up to 74,054 GeV)
     d0_floor: float = 0.0012  # cm
     d0_scattering: float = 0.0085  # cm GeV
     dz_floor: float = 0.0030  # cm
@@ -58,8 +61,9 @@ class Tracker(NamedTuple):
     vertex_xy: float = 0.0012  # cm, error of the primary vertex
     vertex_z: float = 0.0018  # cm
     hit_efficiency: float = 0.98  # of a pixel layer
-    second_hit: float = 0.12  # chance of another hit beside: overlaps, delta rays
-    stray_hits: float = 6.0  # hits of loops and secondaries in an image and layer
+    merged_hits: float = 0.7  # chance that hits of one pixel merge, in the first layer
+    second_hit: float = 0.06  # chance of another hit beside: overlaps, delta rays
+    stray_hits: float = 0.0  # hits of loops and secondaries in an image and layer
 
 
 @numba.njit(cache=True, nogil=True)
@@ -80,6 +84,9 @@ def pixel_hits(rng, hits, eta, phi, pt, charge, vertex, primary, born, axis_phi,
         col = (axis_phi + away) / PITCH - left
         a, b = math.floor(row), math.floor(col)
         if 0 <= a < CELLS and 0 <= b < CELLS:
+            # Clusters of tracks that are close merge, most in the first layer
+            if hits[layer, a, b] > 0.0 and rng.random() < t.merged_hits * LAYERS[0] / radius:
+                continue
             hits[layer, a, b] += 1.0
             if rng.random() < t.second_hit:
                 hits[layer, a, b] += 1.0
@@ -99,7 +106,7 @@ def add_track(rng, tracks, eta, phi, pt, kind, d0, dz, born, top, left, t):
         return
     measured = pt * (1.0 + t.resolution * rng.standard_normal())
     if rng.random() < t.bad_track:
-        measured /= (1.0 - rng.random()) ** 1.5
+        measured /= 1.0 - rng.random()
     if measured <= t.min_pt:
         return
     a, b = math.floor(eta / PITCH - top), math.floor(phi / PITCH - left)
@@ -191,7 +198,7 @@ def render(
     # Dense images exist one at a time, where they stay in the processor's cache.
     tracks, hits = np.zeros((4, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), dtype=np.float32)
     ecal, hcal = np.zeros((CELLS, CELLS)), np.zeros((GRID, GRID))
-    keep = np.zeros((CELLS, CELLS), dtype=np.bool_)
+    keep, near = np.zeros((2, CELLS, CELLS), dtype=np.bool_)
     done = np.zeros(len(axes), dtype=np.bool_)
     index, value = np.empty(1024 * len(axes), np.uint32), np.empty(1024 * len(axes), np.float32)
     used = 0
@@ -233,13 +240,32 @@ def render(
                     dz[k] + vertex[k] - found, radius[k], top, left, t,
                 )  # fmt: skip
             if kind[k] == PHOTON:
-                photon_shower(rng, ecal, row, col, pt[k], eta[k], energy[k], d)
+                converted, share = conversion(rng, eta[k]), rng.random()
+                photon_shower(rng, ecal, row, col, pt[k], energy[k], converted, share, d)
+                if converted < math.inf:
+                    for part, sign in ((share, 1.0), (1.0 - share, -1.0)):
+                        leg = max(part * pt[k], 1e-3)
+                        turn, shift = perigee(leg, sign, converted)
+                        pixel_hits(
+                            rng, hits, eta[k], at_vertex + turn, leg, sign, vertex[k], found,
+                            converted, axis_phi, top, left, t,
+                        )  # fmt: skip
+                        eta_there, phi_there = impact(
+                            leg, eta[k], at_vertex + turn, sign, vertex[k]
+                        )
+                        if abs(eta_there) < 3.0:
+                            add_track(
+                                rng, tracks, eta_there, phi_there, leg, ELECTRON,
+                                shift + vertex_d0, vertex[k] - found, converted, top, left, t,
+                            )  # fmt: skip
             elif kind[k] == ELECTRON:
                 shower(rng, ecal, row, col, energy[k], d)
             elif kind[k] == MUON:
                 spread(rng, ecal, row, col, 0.25, 1, 0.01, 0.01, 0.0)
             else:
                 hadron_shower(rng, ecal, hcal, row, col, energy[k], d)
+        add_spike(rng, ecal, d, d.ecal_spike)
+        add_spike(rng, hcal, d, d.hcal_spike)
         seed_row, seed_col = find_seed(rng, hcal, top // TOWER, d)
         tower = tower_row - GRID // 2 + seed_row
         if (tower if tower >= 0 else -tower - 1) >= MAX_TOWER:
@@ -248,7 +274,7 @@ def render(
         seeds[jet, 0] = tower + TOWERS // 2
         seeds[jet, 1] = (tower_col - GRID // 2 + seed_col) % COLUMNS
         first_row, first_col = TOWER * (seed_row - HALF), TOWER * (seed_col - HALF)
-        read_out(rng, ecal, top, left, first_row, first_col, keep, d)
+        read_out(rng, ecal, top, left, first_row, first_col, keep, near, d)
         if used + 8 * SIZE * SIZE > len(index):  # whatever this jet holds
             size = 2 * len(index) + 8 * SIZE * SIZE
             index, value = longer(index, used, size), longer(value, used, size)

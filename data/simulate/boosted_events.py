@@ -40,6 +40,7 @@ TOPS = (NO_MPI, *HADRONIC, "Top:gg2ttbar = on", "Top:qqbar2ttbar = on")
 QCD = (NO_MPI, "HardQCD:all = on")
 GUN = (
     NO_MPI,
+    "PartonLevel:ISR = off",
     "Beams:frameType = 5",
     "LesHouches:setQuarkMass = 0",
     "LesHouches:matchInOut = off",
@@ -199,12 +200,13 @@ def laid_over(
     spread: float,
     rng: np.random.Generator,
     pool: Pools,
+    underlying: bool = True,
 ) -> tuple[Particles, Displacements, np.ndarray]:
     """`jets_events.overlay` with displacements; those of the others are 0. Also the vertices (n,).
 
     The vertex of an event is z of its own collision in cm.
     """
-    together = overlay(events, mean_pile_up, spread, rng, pool)
+    together = overlay(events, mean_pile_up, spread, rng, pool, underlying)
     counts = np.diff(events.offsets)
     # An event's own particles come first.
     own = np.repeat(together.offsets[:-1] - events.offsets[:-1], counts) + np.arange(

@@ -12,10 +12,8 @@ import numpy as np
 ENERGY = 8000.0  # GeV, of the collision
 MASS_RANGE = (85.3, 500.0)  # GeV, of the tops: the range of the official files
 PT_RANGE = (400.0, 1000.0)  # GeV, of the tops where they decay: the range of the official files
-PT_PER_MASS = 1.35  # least pT of a pair over the heavier mass
-PT_MARGIN = 25.0  # GeV beyond the range: radiation moves tops across both edges
+PT_MARGIN = (25.0, 75.0)  # GeV beyond the range: radiation moves tops across both edges
 MAX_ETA = 1.4  # of the tops: 16 towers, so that the image fits into the calorimeter
-REACH = 0.8  # of the three quarks around the top in eta and phi: the image ends at 0.83 at least
 W_MASS, W_WIDTH, W_LIGHTEST, W_HEAVIEST = 80.4, 2.1, 50.0, 110.0  # GeV
 B_MASS = 4.8  # GeV
 MAX_X = 0.9  # of the protons' momentum that a gluon may carry
@@ -75,47 +73,29 @@ def w_masses(mass: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return W_MASS + 0.5 * W_WIDTH * np.tan(rng.uniform(low, high))
 
 
-def distance(momenta: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """Distance in eta and phi of momenta (..., 4) from those of ``axis`` (..., 4)."""
-    eta, phi = (
-        [np.arcsinh(p[..., 2] / np.hypot(p[..., 0], p[..., 1])) for p in (momenta, axis)],
-        [np.arctan2(p[..., 1], p[..., 0]) for p in (momenta, axis)],
-    )
-    return np.hypot(eta[0] - eta[1], (phi[0] - phi[1] + np.pi) % (2.0 * np.pi) - np.pi)
-
-
 def draw_pairs(mass: np.ndarray, rng: np.random.Generator) -> TopPairs:
-    """Events with the tops' masses (n, 2): pT flat, eta flat, all quarks within REACH of their top.
+    """Events with the tops' masses (n, 2): pT flat whatever the mass, polar angle flat.
 
-    pT begins at PT_PER_MASS times the heavier mass where that is above the range: tops heavier
-    than that hardly ever decay within REACH. Of an attempt that fails, eta and the decay are drawn
-    again, so that the spectra of mass and pT stay what they are.
+    A flat polar angle gives the published spread of ieta. Heavy tops of low pT need not merge into
+    one jet, as in the official files.
     """
     n = len(mass)
-    lowest = np.maximum(PT_RANGE[0] - PT_MARGIN, PT_PER_MASS * mass.max(axis=1))
-    pt, phi = rng.uniform(lowest, PT_RANGE[1] + PT_MARGIN), rng.uniform(-np.pi, np.pi, n)
-    w_mass, charm = np.empty(2 * n), rng.random((n, 2)) < 0.5
-    momenta = np.empty((2 * n, len(DECAY), 4))
-    left = np.arange(2 * n)  # tops: those of event i are 2i and 2i + 1
-    while len(left):
-        event, sign = left // 2, 1.0 - 2.0 * (left % 2)
-        m = mass.reshape(-1)[left]
-        eta = rng.uniform(-MAX_ETA, MAX_ETA, len(left))
-        px, py = sign * pt[event] * np.cos(phi[event]), sign * pt[event] * np.sin(phi[event])
-        pz = pt[event] * np.sinh(eta)
-        top = np.stack([px, py, pz, np.sqrt(px**2 + py**2 + pz**2 + m**2)], axis=-1)
-        own = w_masses(m, rng)
-        w, b = two_bodies(top, m, own, np.full(len(m), B_MASS), rng)
-        none = np.zeros(len(m))
-        quarks = two_bodies(w, own, none, none, rng)
-        far = np.max([distance(p, top) for p in (b, *quarks)], axis=0)  # (k,)
-        good = far < REACH
-        rows = left[good]
-        w_mass[rows] = own[good]
-        momenta[rows] = np.stack([top, w, b, *quarks], axis=1)[good]
-        left = left[~good]
-        if not len(left):  # both etas are known only now
-            total = momenta[:, 0].reshape(n, 2, 4).sum(axis=1)
-            x = (total[:, 3] + np.abs(total[:, 2])) / ENERGY
-            left = np.flatnonzero(np.repeat(x >= MAX_X, 2))
-    return TopPairs(mass, w_mass.reshape(n, 2), momenta.reshape(n, 2, len(DECAY), 4), charm)
+    pt = rng.uniform(PT_RANGE[0] - PT_MARGIN[0], PT_RANGE[1] + PT_MARGIN[1], n)
+    phi = rng.uniform(-np.pi, np.pi, n)
+    latitude = np.arctan(np.sinh(MAX_ETA))
+    tops, todo = np.empty((n, 2, 4)), np.arange(n)
+    while len(todo):
+        eta = np.arcsinh(np.tan(rng.uniform(-latitude, latitude, (len(todo), 2))))
+        away = np.array([1.0, -1.0]) * pt[todo, None]  # of the second one: the other direction
+        px, py = away * np.cos(phi[todo, None]), away * np.sin(phi[todo, None])
+        pz = np.abs(away) * np.sinh(eta)
+        energy = np.sqrt(px**2 + py**2 + pz**2 + mass[todo] ** 2)
+        tops[todo] = np.stack([px, py, pz, energy], axis=-1)
+        total = tops[todo].sum(axis=1)
+        todo = todo[(total[:, 3] + np.abs(total[:, 2])) / ENERGY >= MAX_X]
+    w_mass = w_masses(mass, rng)
+    w, b = two_bodies(tops, mass, w_mass, np.full((n, 2), B_MASS), rng)
+    none = np.zeros((n, 2))
+    quarks = two_bodies(w, w_mass, none, none, rng)
+    momenta = np.stack([tops, w, b, *quarks], axis=2)  # (n, 2, 5, 4)
+    return TopPairs(mass, w_mass, momenta, rng.random((n, 2)) < 0.5)

@@ -28,9 +28,10 @@ def fat_jets(
     """Jets of n events: their event's row (k,), and pT, mass, eta, phi (k, 4).
 
     Of each top, or hard parton, the hardest jet above MIN_PT that has it, its W and its b within
-    MATCHING; at most two an event. pT and mass in GeV; no pile-up is subtracted.
+    MATCHING; at most two an event. pT and mass in GeV, without charged particles of other
+    collisions.
     """
-    counts, momenta = clustered(events, rng, jet_definition(), MIN_PT)
+    counts, momenta = clustered(events, rng, jet_definition(), MIN_PT, own_vertex_only=True)
     n = len(events.offsets) - 1
     jet_pt = np.hypot(momenta[:, 0], momenta[:, 1])
     axes = directions(momenta)  # (j, 2)

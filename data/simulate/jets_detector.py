@@ -20,7 +20,7 @@ import numba
 import numpy as np
 
 from data.simulate.jets_events import CHARGED, ELECTRON, MUON, PHOTON
-from data.simulate.tracker import radiation_lengths
+from data.simulate.tracker import LAYERS, radiation_lengths
 
 SIZE = 125  # pixels a side
 PITCH = math.pi / 180  # of a pixel in eta and phi
@@ -33,33 +33,41 @@ CELLS = GRID * TOWER
 BARREL = 85  # pixels from eta = 0 to the end of the barrel
 FRONT = 129.0  # cm, radius of the ECAL
 ENDCAP = 317.0  # cm, |z| of the ECAL's endcaps
+ISOLATION = round(0.6 / PITCH)  # pixels around an electron or photon candidate (CMSSW)
+SPIKE_MIN = 3.0  # GeV, least anomalous signal
 BEND = 0.299792458 * 3.8 / 100  # GeV / cm: transverse momentum over radius of curvature
 
 
 class Detector(NamedTuple):
-    """What can be turned. The defaults are calibrated to published numbers (data/README.md)."""
+    """What can be turned. Values without a source: fitted to published numbers (data/README.md)."""
 
-    pile_up: float = 8.0  # further collisions a crossing
+    # Further collisions a crossing: 20 inelastic ones in 2012, of which these are not diffractive
+    pile_up: float = 14.0
     vertex_spread: float = 5.0  # cm along the beam
-    track_min_pt: float = 0.25  # GeV
+    track_min_pt: float = 0.1  # GeV: the least that CMS finds (P10009)
     track_efficiency: float = 0.93  # of hadrons above 1 GeV
     track_resolution: float = 0.012  # relative
-    bad_track: float = 3e-5  # chance of a wildly wrong pT (published: up to 75,660)
+    lifetime: float = 25.0  # cm, radius of origin at which 1/e of the tracks are still found
+    bad_track: float = 0.004  # chance of a wildly wrong pT (published: up to 75,660)
     core: float = 0.22  # pixels, radius that holds half of an electromagnetic shower's core
     tail: float = 1.0  # pixels, of its tail
     tail_share: float = 0.16
-    hadron_core: float = 0.7  # pixels, of a hadron's shower in the ECAL
-    hadron_ecal: float = 0.65  # chance that a hadron's shower starts in the ECAL
-    hadron_response: float = 0.75  # of the ECAL and HCAL to low-energy hadrons
-    hcal_spread: float = 1.6  # pixels
+    hadron_core: float = 0.5  # pixels, of a hadron's shower in the ECAL
+    hadron_ecal: float = 0.78  # chance that a hadron's shower starts in the ECAL
+    hadron_response: float = 0.28  # of the ECAL and HCAL to a hadron of 1 GeV
+    hcal_spread: float = 0.5  # pixels
     hcal_stochastic: float = 1.0  # GeV^1/2
     ecal_noise: float = 0.04  # GeV a crystal, barrel
     endcap_noise: float = 0.12  # GeV a crystal
-    ecal_threshold: float = 0.088  # GeV, least hit away from seeds, barrel
-    endcap_threshold: float = 0.28  # GeV
-    ecal_seed: float = 0.85  # GeV of ET: the 5 x 5 pixels around are read out in full
-    hcal_noise: float = 0.2  # GeV a tower
-    hcal_threshold: float = 1.25  # GeV a tower
+    ecal_seed: float = 0.6  # GeV of ET: the 5 x 5 pixels around are kept whatever they hold
+    candidate: float = 1.0  # GeV of ET: within ISOLATION of such a pixel hits above these are kept
+    ecal_threshold: float = 0.095  # GeV, barrel (CMSSW)
+    endcap_threshold: float = 0.2  # GeV
+    hcal_noise: float = 0.28  # GeV a tower
+    hcal_threshold: float = 0.72  # GeV a tower (CMSSW: 0.7)
+    spike: float = 0.004  # chance of an anomalous signal in the window, of each calorimeter
+    ecal_spike: float = 933.0  # GeV, highest one: the published maximum
+    hcal_spike: float = 1082.0  # GeV a tower: the published maximum of a pixel, 43.3, times 25
 
 
 @numba.njit(cache=True, nogil=True)
@@ -116,14 +124,36 @@ def shower(rng, ecal, row, col, energy, d):
 
 
 @numba.njit(cache=True, nogil=True)
-def photon_shower(rng, ecal, row, col, pt, eta, energy, d):
-    """A photon; where the tracker's material converts it, its two legs are bent apart."""
-    depth = radiation_lengths(eta)
-    if rng.random() > 1.0 - math.exp(-7.0 / 9.0 * 0.9 * depth):
+def conversion(rng, eta):
+    """Radius in cm at which the tracker's material converts a photon; inf where it does not."""
+    if rng.random() > 1.0 - math.exp(-7.0 / 9.0 * 0.9 * radiation_lengths(eta)):
+        return math.inf
+    left, layer = rng.random() * LAYERS[:, 1].sum(), 0
+    while layer < len(LAYERS) - 1 and left > LAYERS[layer, 1]:
+        left -= LAYERS[layer, 1]
+        layer += 1
+    return LAYERS[layer, 0]
+
+
+@numba.njit(cache=True, nogil=True)
+def perigee(pt, charge, radius):
+    """Angle and impact parameter (cm) of a leg of a conversion at ``radius``, seen from the beam.
+
+    The leg leaves the beam's direction by the angle; the photon came straight from the beam.
+    """
+    curvature = pt / BEND  # radius of, in cm
+    return charge * math.atan2(radius, curvature), charge * (
+        math.hypot(curvature, radius) - curvature
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def photon_shower(rng, ecal, row, col, pt, energy, radius, share, d):
+    """A photon; converted at ``radius``, its legs with ``share`` and the rest are bent apart."""
+    if radius == math.inf:
         shower(rng, ecal, row, col, energy, d)
         return
-    share, way = rng.random(), FRONT - 20.0 - 80.0 * rng.random()
-    side = 1.0
+    way, side = FRONT - radius, 1.0
     for part in (share, 1.0 - share):
         if part * pt > 0.1:
             away = side * 0.5 * way * way * BEND / (part * pt) / FRONT
@@ -135,8 +165,8 @@ def photon_shower(rng, ecal, row, col, pt, eta, energy, d):
 @numba.njit(cache=True, nogil=True)
 def hadron_shower(rng, ecal, hcal, row, col, energy, d):
     """A hadron: a shower in the ECAL with what is left in the HCAL, or a minimum-ionising track."""
-    response = 1.0 - (1.0 - d.hadron_response) * math.exp(-energy / 20.0)
-    seen = energy * response
+    # Groom, NIM A572 (2007) 633: the electromagnetic share of a shower grows with its energy
+    seen = energy * (1.0 - (1.0 - d.hadron_response) * max(energy, 1.0) ** -0.17)
     first = min(0.25, seen)
     if rng.random() < d.hadron_ecal:
         first = seen * rng.random()
@@ -161,19 +191,33 @@ def hadron_shower(rng, ecal, hcal, row, col, energy, d):
 
 
 @numba.njit(cache=True, nogil=True)
-def add_track(rng, tracks, row, col, pt, kind, d):
-    """A reconstructed track's pT at its direction at the vertex."""
+def add_track(rng, tracks, row, col, pt, kind, born, d):
+    """A reconstructed track's pT at its direction at the vertex; it begins at the radius ``born``.
+
+    A wildly wrong curvature is anything down to zero: the spectrum falls with the square of pT.
+    """
     if pt < d.track_min_pt:
         return
     efficiency = d.track_efficiency * (1.0 - 0.5 * math.exp(-(pt - 0.2) / 0.25))
-    if rng.random() > (0.99 if kind == MUON else efficiency):
+    if rng.random() > (0.99 if kind == MUON else efficiency) * math.exp(-born / d.lifetime):
         return
     measured = pt * (1.0 + d.track_resolution * rng.standard_normal())
     if rng.random() < d.bad_track:
-        measured /= (1.0 - rng.random()) ** 1.5
+        measured /= 1.0 - rng.random()
     a, b = math.floor(row), math.floor(col)
     if 0 <= a < CELLS and 0 <= b < CELLS:
         tracks[a, b] += measured
+
+
+@numba.njit(cache=True, nogil=True)
+def add_spike(rng, cells, d, highest):
+    """An anomalous signal anywhere in ``cells``: particles in photodiodes, discharges (CMS).
+
+    As many in each octave of energy; seldom, yet much of the spread of all pixels.
+    """
+    if rng.random() < d.spike:
+        a, b = math.floor(len(cells) * rng.random()), math.floor(len(cells) * rng.random())
+        cells[a, b] += SPIKE_MIN * (highest / SPIKE_MIN) ** rng.random()
 
 
 @numba.njit(cache=True, nogil=True)
@@ -195,13 +239,21 @@ def find_seed(rng, hcal, top, d):
 
 
 @numba.njit(cache=True, nogil=True)
-def read_out(rng, ecal, top, left, first_row, first_col, keep, d):
+def mark_disc(near, row, col):
+    """Set ``near`` (CELLS, CELLS) within ISOLATION pixels of (row, col)."""
+    for a in range(max(row - ISOLATION, 0), min(row + ISOLATION + 1, CELLS)):
+        width = int(math.sqrt(ISOLATION**2 - (a - row) ** 2))
+        near[a, max(col - width, 0) : min(col + width + 1, CELLS)] = True
+
+
+@numba.njit(cache=True, nogil=True)
+def read_out(rng, ecal, top, left, first_row, first_col, keep, near, d):
     """Noise and selection of the hits of the image's part of ``ecal``, in place.
 
-    Around crystals above ``ecal_seed`` 5 x 5 are kept whatever they hold, also below zero;
-    elsewhere hits above a threshold.
+    As in CMS's files of reconstructed events: around crystals above ``ecal_seed`` 5 x 5 are kept
+    whatever they hold, also below zero, and within ISOLATION of candidates hits above a threshold.
     """
-    keep[:] = False
+    keep[:], near[:] = False, False
     last_row, last_col = first_row + SIZE, first_col + SIZE
     for a in range(first_row, last_row):
         eta = (top + a + 0.5) * PITCH
@@ -211,6 +263,8 @@ def read_out(rng, ecal, top, left, first_row, first_col, keep, d):
                 for i in range(max(a - 2, first_row), min(a + 3, last_row)):
                     for j in range(max(b - 2, first_col), min(b + 3, last_col)):
                         keep[i, j] = True
+            if ecal[a, b] > d.candidate * math.cosh(eta) and not near[a, b]:
+                mark_disc(near, a, b)
     for a in range(first_row, last_row):
         pixel = top + a
         barrel = -BARREL <= pixel < BARREL
@@ -219,7 +273,8 @@ def read_out(rng, ecal, top, left, first_row, first_col, keep, d):
         for b in range(first_col, last_col):
             if ecal[a, b] > 0.0 or keep[a, b]:
                 value = ecal[a, b] + noise * rng.standard_normal()
-                ecal[a, b] = value if keep[a, b] or value > threshold else 0.0
+                kept = keep[a, b] or (near[a, b] and value > threshold)
+                ecal[a, b] = value if kept else 0.0
     share_endcaps(ecal, top, left, first_row, first_col)
 
 
@@ -227,7 +282,8 @@ def read_out(rng, ecal, top, left, first_row, first_col, keep, d):
 def share_endcaps(ecal, top, left, first_row, first_col):
     """In the endcaps, 2 x 2 pixels (counted from the barrel's end and phi = 0) share their energy.
 
-    Blocks that the image's edge cuts keep what they have.
+    The project's public converters divide it by four twice, and so does this function. Blocks that
+    the image's edge cuts keep what they have.
     """
     for a in range(first_row, first_row + SIZE - 1):
         pixel = top + a
@@ -238,8 +294,8 @@ def share_endcaps(ecal, top, left, first_row, first_col):
         for b in range(first_col, first_col + SIZE - 1):
             if (left + b) % 2:
                 continue
-            mean = 0.25 * (ecal[a, b] + ecal[a, b + 1] + ecal[a + 1, b] + ecal[a + 1, b + 1])
-            ecal[a, b] = ecal[a, b + 1] = ecal[a + 1, b] = ecal[a + 1, b + 1] = mean
+            total = ecal[a, b] + ecal[a, b + 1] + ecal[a + 1, b] + ecal[a + 1, b + 1]
+            ecal[a, b] = ecal[a, b + 1] = ecal[a + 1, b] = ecal[a + 1, b + 1] = total / 16.0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -250,7 +306,8 @@ def render(rng, offsets, pt, eta, phi, energy, kind, charge, vertex, axes, d, im
     mask (n,): jets whose seed is too far from eta = 0 stay empty.
     """
     tracks, ecal = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
-    hcal, keep = np.zeros((GRID, GRID)), np.zeros((CELLS, CELLS), dtype=np.bool_)
+    hcal = np.zeros((GRID, GRID))
+    keep, near = np.zeros((2, CELLS, CELLS), dtype=np.bool_)
     done = np.zeros(len(axes), dtype=np.bool_)
     for jet in range(len(axes)):
         tower_row = math.floor(axes[jet, 0] / (TOWER * PITCH))
@@ -264,7 +321,7 @@ def render(rng, offsets, pt, eta, phi, energy, kind, charge, vertex, axes, d, im
             at_vertex = axes[jet, 1] + away
             if kind[k] == CHARGED or kind[k] == ELECTRON or kind[k] == MUON:
                 row, col = eta[k] / PITCH - top, at_vertex / PITCH - left
-                add_track(rng, tracks, row, col, pt[k], kind[k], d)
+                add_track(rng, tracks, row, col, pt[k], kind[k], 0.0, d)
             eta_there, phi_there = impact(pt[k], eta[k], at_vertex, charge[k], vertex[k])
             if not abs(eta_there) < 3.0:
                 continue
@@ -275,20 +332,28 @@ def render(rng, offsets, pt, eta, phi, energy, kind, charge, vertex, axes, d, im
             if not (-10.0 < row < CELLS + 10.0 and -10.0 < col < CELLS + 10.0):
                 continue
             if kind[k] == PHOTON:
-                photon_shower(rng, ecal, row, col, pt[k], eta[k], energy[k], d)
+                converted, share = conversion(rng, eta[k]), rng.random()
+                photon_shower(rng, ecal, row, col, pt[k], energy[k], converted, share, d)
+                if converted < math.inf:
+                    for part, sign in ((share, 1.0), (1.0 - share, -1.0)):
+                        turn, _ = perigee(part * pt[k], sign, converted)
+                        row, col = eta[k] / PITCH - top, (at_vertex + turn) / PITCH - left
+                        add_track(rng, tracks, row, col, part * pt[k], ELECTRON, converted, d)
             elif kind[k] == ELECTRON:
                 shower(rng, ecal, row, col, energy[k], d)
             elif kind[k] == MUON:
                 spread(rng, ecal, row, col, 0.25, 1, 0.01, 0.01, 0.0)
             else:
                 hadron_shower(rng, ecal, hcal, row, col, energy[k], d)
+        add_spike(rng, ecal, d, d.ecal_spike)
+        add_spike(rng, hcal, d, d.hcal_spike)
         seed_row, seed_col = find_seed(rng, hcal, top // TOWER, d)
         tower = tower_row - GRID // 2 + seed_row
         if (tower if tower >= 0 else -tower - 1) >= MAX_TOWER:
             continue
         done[jet] = True
         first_row, first_col = TOWER * (seed_row - HALF), TOWER * (seed_col - HALF)
-        read_out(rng, ecal, top, left, first_row, first_col, keep, d)
+        read_out(rng, ecal, top, left, first_row, first_col, keep, near, d)
         for a in range(SIZE):
             for b in range(SIZE):
                 i, j = first_row + a, first_col + b

@@ -16,7 +16,7 @@ from data.simulate.shards import load, store
 from e2e_utils import paths
 
 ENERGY = 8000.0  # GeV
-PT_HAT = (93.0, 170.0)  # GeV: gives the published mean of the jets' pT
+PT_HAT = (96.0, 170.0)  # GeV: gives the published mean of the jets' pT
 ETA_LIMIT = 2.8  # of particles that are kept: the images end at 2.44
 PARTON_ETA = 1.7  # beyond, the image of a jet would not fit into the calorimeter
 POOL_BATCH = 250  # events a call of Pythia: 40 MB
@@ -210,9 +210,14 @@ def take(events: Particles, rows: np.ndarray) -> Particles:
 
 
 def overlay(
-    events: Particles, mean_pile_up: float, spread: float, rng: np.random.Generator, pool: Pools
+    events: Particles,
+    mean_pile_up: float,
+    spread: float,
+    rng: np.random.Generator,
+    pool: Pools,
+    underlying: bool = True,
 ) -> Particles:
-    """Add an underlying event and Poisson(``mean_pile_up``) others to each event.
+    """Add an underlying event (unless not wanted) and Poisson(``mean_pile_up``) others to each.
 
     Vertices get a normal spread of ``spread`` cm along the beam; each overlaid event is turned
     about the beam and mirrored at random.
@@ -220,17 +225,18 @@ def overlay(
     n = len(events.offsets) - 1
     own_vertex = spread * rng.standard_normal(n)
     counts = rng.poisson(mean_pile_up, n)
+    accompanied = n if underlying else 0
     others = (
         (
-            take(pool.underlying, rng.integers(len(pool.underlying.offsets) - 1, size=n)),
-            np.arange(n),
+            take(pool.underlying, rng.integers(len(pool.underlying.offsets) - 1, size=accompanied)),
+            np.arange(accompanied),
         ),
         (
             take(pool.pile_up, rng.integers(len(pool.pile_up.offsets) - 1, size=counts.sum())),
             np.repeat(np.arange(n), counts),
         ),
     )
-    vertices = (own_vertex, spread * rng.standard_normal(counts.sum()))
+    vertices = (own_vertex[:accompanied], spread * rng.standard_normal(counts.sum()))
     columns, owner = [events[1:]], [np.repeat(np.arange(n), np.diff(events.offsets))]
     shift = own_vertex[owner[0]]
     columns[0] = (*columns[0][:-1], shift)

@@ -13,6 +13,7 @@ MIN_PT = 70.0  # GeV
 MAX_ETA = 1.8
 MATCHING = 0.4  # farthest hard parton from its jet
 SEARCH_PT = 40.0  # GeV: jets below cannot be selected
+VERTEX_SIZE = 0.2  # cm along the beam in which tracks belong to a vertex
 
 
 @lru_cache(maxsize=1)
@@ -41,13 +42,25 @@ def measured_momenta(events: Particles, rng: np.random.Generator) -> tuple[np.nd
 
 
 def clustered(
-    events: Particles, rng: np.random.Generator, definition: fastjet.JetDefinition, min_pt: float
+    events: Particles,
+    rng: np.random.Generator,
+    definition: fastjet.JetDefinition,
+    min_pt: float,
+    own_vertex_only: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Jets of measured particles: how many an event has (n,), and px, py, pz, E (j, 4) in GeV."""
+    """Jets of measured particles: how many an event has (n,), and px, py, pz, E (j, 4) in GeV.
+
+    ``own_vertex_only`` leaves out charged particles of other collisions than the first one, as
+    CMS's charged-hadron subtraction does.
+    """
     pt, scale = measured_momenta(events, rng)
     keep = pt > 0
     n = len(events.offsets) - 1
-    owner = np.repeat(np.arange(n), np.diff(events.offsets))[keep]
+    owner = np.repeat(np.arange(n), np.diff(events.offsets))
+    if own_vertex_only:
+        elsewhere = np.abs(events.vertex - events.vertex[events.offsets[:-1]][owner]) > VERTEX_SIZE
+        keep &= ~(elsewhere & np.isin(events.kind, (CHARGED, ELECTRON, MUON)))
+    owner = owner[keep]
     pt, eta, phi = pt[keep], events.eta[keep], events.phi[keep]
     particles = ak.unflatten(
         ak.zip(
@@ -73,7 +86,7 @@ def select(
     As in the project's public analyzer: each of the two hard partons (n, 2, 2) is within MATCHING
     of another jet above MIN_PT and within MAX_ETA; the image is of the first parton's jet.
     """
-    counts, momenta = clustered(events, rng, jet_definition(), SEARCH_PT)
+    counts, momenta = clustered(events, rng, jet_definition(), SEARCH_PT, own_vertex_only=True)
     n = len(events.offsets) - 1
     px, py, pz, energy = momenta.T
     jet_pt = np.hypot(px, py)

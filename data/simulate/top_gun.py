@@ -36,15 +36,17 @@ COLUMNS = ("X_jet", "m", "iphi", "pt", "ieta")
 def detector(conditions: str = "nominal") -> tuple["Detector", "Tracker"]:
     """The detector of a sample; "harsh" has more noise and pile-up, to test what a network stands.
 
-    Thresholds and pile-up of "nominal" give the published share of active pixels.
+    "nominal" is fitted to what is published of active pixels and their means (data/README.md).
     """
     from data.simulate.boosted_detector import Tracker
     from data.simulate.jets_detector import Detector
 
-    nominal = Detector(pile_up=3.0, ecal_seed=2.0, ecal_threshold=0.14, endcap_threshold=0.45)
+    nominal = Detector(
+        pile_up=1.2, hadron_response=0.65, ecal_seed=0.78, hcal_noise=0.24, hcal_threshold=0.56
+    )
     if conditions == "nominal":
         return nominal, Tracker()
-    harsh = nominal._replace(pile_up=20.0, ecal_noise=0.06, endcap_noise=0.18, hcal_noise=0.4)
+    harsh = nominal._replace(pile_up=20.0, ecal_noise=0.06, endcap_noise=0.18, hcal_noise=0.3)
     return harsh, Tracker(efficiency=0.88, wrong_hit=0.06, stray_hits=20.0)
 
 
@@ -77,7 +79,7 @@ def simulate_shard(
             wanted = np.append(wanted, flat_masses(1, rng))
         events, origin, hard = gun.batch(wanted.reshape(-1, 2), rng)
         events, origin, vertices = laid_over(
-            events, origin, calorimeters.pile_up, calorimeters.vertex_spread, rng, pool
+            events, origin, calorimeters.pile_up, calorimeters.vertex_spread, rng, pool, False
         )
         rows, top = np.nonzero(in_range(hard))
         momenta, mass = hard.momenta[rows, top], hard.mass[rows, top]
