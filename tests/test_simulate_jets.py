@@ -19,7 +19,7 @@ from e2e_utils.jet_resolution import low_resolution
 from e2e_utils.metrics import roc_auc
 from tools.score import score
 
-PER_CLASS = 150
+PER_CLASS = 250
 KEYS = dataset("quark_gluon")["file"][0]["keys"]
 LOW_KEYS = dataset("quark_gluon_superresolution")["file"][0]["keys"]
 
@@ -32,7 +32,7 @@ def shards(simulated) -> list:
 
 @pytest.fixture(scope="module")
 def sample(shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images (300, 3, 125, 125), labels, pT and mass; gluons first."""
+    """Images (500, 3, 125, 125), labels, pT and mass; gluons first."""
     images = np.concatenate([jets._dense(shard) for shard in shards])
     pt, m0 = (np.concatenate([shard[name] for shard in shards]) for name in ("pt", "m0"))
     return images, np.repeat((0, 1), PER_CLASS), pt, m0
@@ -216,7 +216,8 @@ def test_endcap_pixels_share_their_energy_in_pairs() -> None:
         changed = np.flatnonzero((ecal != before).any(axis=1)) + top
         assert changed.min() >= 85 or changed.max() < -85
         assert 85 in changed or -86 in changed
-        assert ecal.sum() == pytest.approx(before.sum())
+        shared = ecal != before  # by two by two pixels, a quarter of the energy each time
+        assert ecal[shared].sum() == pytest.approx(before[shared].sum() / 4)
 
 
 def images_of(
@@ -235,13 +236,17 @@ def images_of(
 
 
 def test_photons_and_hadrons_deposit_their_energy_where_they_belong() -> None:
-    photon, fits = images_of(PHOTON, 20.0, 0.02)
+    photon, fits = images_of(PHOTON, 20.0, 0.02, spike=0.0)
     assert fits.all()
-    assert photon[:, 0].max() == 0
     assert photon[:, 1].sum((1, 2)).mean() == pytest.approx(20, rel=0.1)
-    hadron, _ = images_of(jets_events.CHARGED, 30.0, 0.02, 1, track_efficiency=1.0)
+    legs = photon[:, 0].sum((1, 2))  # of the few that the material converts
+    assert 0 < (legs > 0).mean() < 0.5
+    assert legs.max() < 22
+    options = {"track_efficiency": 1.0, "bad_track": 0.0, "spike": 0.0}
+    hadron, _ = images_of(jets_events.CHARGED, 30.0, 0.02, 1, **options)
     assert hadron[:, 0].sum((1, 2)) == pytest.approx(30, rel=0.1)
-    assert 15 < hadron[:, 1:].sum((1, 2, 3)).mean() < 33
+    # Calorimeters that answer less to hadrons than to photons: 18 GeV of 30 (Groom)
+    assert hadron[:, 1:].sum((1, 2, 3)).mean() == pytest.approx(18, rel=0.15)
     towers = hadron[:, 2].reshape(30, 25, 5, 25, 5)  # (n, tower row, row, tower column, column)
     assert (towers == towers[:, :, :1, :, :1]).all()
 
@@ -270,14 +275,21 @@ def test_images_are_what_they_should_be(sample) -> None:
 
 
 def test_published_numbers(sample) -> None:
-    images, _, pt, m0 = sample
-    # Statistical errors of 300 jets: 1.4 GeV, 0.5 GeV; 22.8 GeV is measured with many jets
-    assert pt.mean() == pytest.approx(calibration.PT_MEAN, rel=0.06)
-    assert m0.mean() == pytest.approx(calibration.MASS_MEAN, rel=0.18)
-    zeros = 100 * (images == 0).mean(axis=(0, 2, 3))
-    for ours, published, tolerance in zip(zeros, calibration.ZEROS, (0.1, 0.3, 0.3), strict=True):
-        assert ours == pytest.approx(published, abs=tolerance)
-    size = calibration.bytes_as_official(images[::3])
+    """Statistics of the official images; tolerances: what 500 jets and small pools leave."""
+    images, y, pt, m0 = sample
+    assert pt.mean() == pytest.approx(calibration.PT_MEAN, rel=0.04)
+    assert m0.mean() == pytest.approx(calibration.MASS_MEAN, rel=0.15)
+    ours = calibration.image_statistics(images, y)
+    np.testing.assert_allclose(ours["active"], calibration.ACTIVE, rtol=0.1)
+    assert ours["union"] == pytest.approx(calibration.UNION, rel=0.06)
+    np.testing.assert_allclose(ours["sums"][1:], calibration.SUMS[1:], rtol=0.12)
+    # A few wild tracks in a hundred jets carry much of the tracks' sum
+    assert np.minimum(images[:, 0].sum(axis=(1, 2)), 1000).mean() == pytest.approx(105, rel=0.2)
+    assert ours["radius"] / calibration.FIRST_RADIUS == pytest.approx(calibration.SPREAD, rel=0.07)
+    np.testing.assert_allclose(ours["neighbours"][1:], calibration.NEIGHBOURS[1:], atol=0.05)
+    assert ours["bicubic"][0] == pytest.approx(calibration.BICUBIC[0], abs=0.8)
+    assert ours["bicubic"][1] == pytest.approx(calibration.BICUBIC[1], abs=0.01)
+    size = calibration.bytes_as_official(images[::5])
     assert size == pytest.approx(calibration.official_bytes(), rel=0.15)
 
 
@@ -309,5 +321,5 @@ def test_boosting_separates_as_published(sample) -> None:
     images, y, pt, m0 = sample
     shapes = {"pt": pt, "m0": m0} | calibration.jet_shapes(images)
     value, _, _ = calibration.separation(shapes, y)
-    # 0.77 to 0.80 with thousands of jets; 300 train worse, their error is 0.027
+    # 0.77 to 0.80 with thousands of jets; 500 train worse, their error is 0.02
     assert 0.66 < value < 0.87

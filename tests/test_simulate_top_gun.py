@@ -14,8 +14,7 @@ from data.simulate.boosted_detector import CHANNELS, Tracker
 from data.simulate.boosted_kinematics import (
     MASS_RANGE,
     MAX_ETA,
-    REACH,
-    distance,
+    PT_RANGE,
     draw_pairs,
     in_frame_of,
     w_masses,
@@ -136,7 +135,11 @@ def test_unpacking_fills_towers_and_rows_can_be_chosen() -> None:
 # Kinematics
 
 
-def test_decays_conserve_momentum_and_stay_in_reach() -> None:
+def transverse(momenta: np.ndarray) -> np.ndarray:
+    return np.hypot(momenta[..., 0], momenta[..., 1])
+
+
+def test_decays_conserve_momentum() -> None:
     rng = np.random.default_rng(0)
     mass = rng.uniform(*MASS_RANGE, (300, 2))
     pairs = draw_pairs(mass, rng)
@@ -146,11 +149,21 @@ def test_decays_conserve_momentum_and_stay_in_reach() -> None:
     for momenta, expected in ((top, mass), (w, pairs.w_mass)):
         square = momenta[..., 3] ** 2 - (momenta[..., :3] ** 2).sum(-1)
         np.testing.assert_allclose(np.sqrt(square), expected, rtol=1e-6)
-    for product in (b, quark, antiquark):
-        assert distance(product, top).max() < REACH
-    assert np.abs(np.arcsinh(top[..., 2] / np.hypot(top[..., 0], top[..., 1]))).max() < MAX_ETA
+    assert np.abs(np.arcsinh(top[..., 2] / transverse(top))).max() < MAX_ETA
     np.testing.assert_allclose(top[:, 0, :2], -top[:, 1, :2])
     np.testing.assert_array_equal(pairs.mass, mass)  # whatever was drawn again
+
+
+def test_transverse_momentum_is_flat_and_independent_of_the_mass() -> None:
+    rng = np.random.default_rng(1)
+    pairs = draw_pairs(rng.uniform(*MASS_RANGE, (10000, 2)), rng)
+    pt, mass = transverse(pairs.momenta[:, 0, 0]), pairs.mass[:, 0]
+    inside = (pt > PT_RANGE[0]) & (pt < PT_RANGE[1])
+    quartiles = np.quantile(pt[inside], (0.25, 0.5, 0.75))
+    np.testing.assert_allclose(quartiles, np.linspace(*PT_RANGE, 5)[1:4], rtol=0.02)
+    assert abs(np.corrcoef(mass[inside], pt[inside])[0, 1]) < 0.03
+    # Tops that need not merge into one jet
+    assert (pt[inside] < 1.35 * mass[inside]).mean() == pytest.approx(0.11, abs=0.015)
 
 
 def test_boost_of_a_particle_at_rest_is_its_parent() -> None:

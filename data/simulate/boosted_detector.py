@@ -51,6 +51,7 @@ class Tracker(NamedTuple):
     efficiency: float = 0.93  # of hadrons above 1 GeV
     core_loss: float = 0.35  # chance to lose a track in a pixel that has one: hits merge
     lifetime: float = 11.0  # cm, radius of origin at which 1/e of the tracks are still found
+    lever: float = 40.0  # cm, radius of origin at which impact parameters are half as precise
     resolution: float = 0.012  # relative, of pT
     bad_track: float = 0.002  # chance of a wildly wrong pT (published: up to 74,054 GeV)
     d0_floor: float = 0.0012  # cm
@@ -63,7 +64,7 @@ class Tracker(NamedTuple):
     hit_efficiency: float = 0.98  # of a pixel layer
     merged_hits: float = 0.7  # chance that hits of one pixel merge, in the first layer
     second_hit: float = 0.06  # chance of another hit beside: overlaps, delta rays
-    stray_hits: float = 0.0  # hits of loops and secondaries in an image and layer
+    stray_hits: float = 0.0  # of secondaries, in an image and layer, for each layer inside it
 
 
 @numba.njit(cache=True, nogil=True)
@@ -84,8 +85,8 @@ def pixel_hits(rng, hits, eta, phi, pt, charge, vertex, primary, born, axis_phi,
         col = (axis_phi + away) / PITCH - left
         a, b = math.floor(row), math.floor(col)
         if 0 <= a < CELLS and 0 <= b < CELLS:
-            # Clusters of tracks that are close merge, most in the first layer
-            if hits[layer, a, b] > 0.0 and rng.random() < t.merged_hits * LAYERS[0] / radius:
+            # Clusters of tracks that are close merge, most where they fill a larger solid angle
+            if hits[layer, a, b] > 0.0 and rng.random() < t.merged_hits * (LAYERS[0] / radius) ** 2:
                 continue
             hits[layer, a, b] += 1.0
             if rng.random() < t.second_hit:
@@ -115,10 +116,12 @@ def add_track(rng, tracks, eta, phi, pt, kind, d0, dz, born, top, left, t):
     if tracks[0, a, b] > 0.0 and rng.random() < t.core_loss:
         return
     scale = 5.0 if rng.random() < t.wrong_hit else 1.0
-    error = math.hypot(t.d0_floor, t.d0_scattering / pt)
+    # Without hits near the beam a track is carried farther back
+    reach = 1.0 + born / t.lever
+    error = reach * math.hypot(t.d0_floor, t.d0_scattering / pt)
     d0 += scale * error * rng.standard_normal()
     tracks[2, a, b] += d0 / math.hypot(error, t.vertex_xy)
-    error = math.hypot(t.dz_floor, t.dz_scattering * math.cosh(eta) / pt)
+    error = reach * math.hypot(t.dz_floor, t.dz_scattering * math.cosh(eta) / pt)
     dz += scale * error * rng.standard_normal()
     tracks[1, a, b] += dz / math.hypot(error, t.vertex_z)
     tracks[0, a, b] += measured
@@ -211,7 +214,7 @@ def render(
         vertex_d0 = t.vertex_xy * rng.standard_normal()
         found = primary[jet] + t.vertex_z * rng.standard_normal()
         for layer in range(3):
-            strays = rng.poisson(t.stray_hits * (CELLS / SIZE) ** 2)
+            strays = rng.poisson(layer * t.stray_hits * (CELLS / SIZE) ** 2)
             for _ in range(strays):
                 a, b = math.floor(CELLS * rng.random()), math.floor(CELLS * rng.random())
                 hits[layer, a, b] += 1.0

@@ -12,7 +12,7 @@ import numpy as np
 ENERGY = 8000.0  # GeV, of the collision
 MASS_RANGE = (85.3, 500.0)  # GeV, of the tops: the range of the official files
 PT_RANGE = (400.0, 1000.0)  # GeV, of the tops where they decay: the range of the official files
-PT_MARGIN = (25.0, 75.0)  # GeV beyond the range: radiation moves tops across both edges
+PT_MARGIN = (60.0, 150.0)  # GeV beyond the range: radiation moves tops across both edges
 MAX_ETA = 1.4  # of the tops: 16 towers, so that the image fits into the calorimeter
 W_MASS, W_WIDTH, W_LIGHTEST, W_HEAVIEST = 80.4, 2.1, 50.0, 110.0  # GeV
 B_MASS = 4.8  # GeV

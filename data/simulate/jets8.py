@@ -43,23 +43,32 @@ NUMBERS = {"unlabelled": (), "labelled": ("Y",), "full": ("Y", "m", "pT")}
 
 
 def detector() -> tuple["Detector", "Tracker"]:
-    """The detector of the sample, calibrated to the published means and spreads of the channels."""
+    """The detector of the sample, fitted to published means, spreads and active pixels.
+
+    The samples come from different campaigns: this one has the pile-up of 2012, `top_gun` none but
+    a few, and what was kept of the calorimeters differs (data/README.md).
+    """
     from data.simulate.boosted_detector import Tracker
     from data.simulate.jets_detector import Detector
 
     calorimeters = Detector(
-        pile_up=9.0,
-        ecal_seed=2.0,
-        ecal_threshold=0.14,
-        endcap_threshold=0.45,
-        hadron_ecal=0.4,
-        hadron_core=0.45,
+        pile_up=20.0,
         core=0.17,
         tail_share=0.11,
-        hcal_threshold=1.0,
-        hcal_spread=1.0,
+        hadron_core=0.45,
+        hadron_ecal=0.35,
+        hadron_response=0.65,
+        hcal_spread=1.5,
+        ecal_seed=2.1,
+        candidate=4.0,
+        ecal_threshold=0.14,
+        endcap_threshold=0.45,
+        hcal_threshold=1.2,
     )
-    return calorimeters, Tracker(min_pt=0.35, dz_floor=0.015, vertex_z=0.003, stray_hits=75.0)
+    tracker = Tracker(
+        min_pt=0.35, vertex_z=0.003, merged_hits=0.8, second_hit=0.075, stray_hits=10.0
+    )
+    return calorimeters, tracker
 
 
 def scaled(jets: shards.Arrays) -> shards.Arrays:

@@ -42,7 +42,12 @@ def detector(conditions: str = "nominal") -> tuple["Detector", "Tracker"]:
     from data.simulate.jets_detector import Detector
 
     nominal = Detector(
-        pile_up=1.2, hadron_response=0.65, ecal_seed=0.78, hcal_noise=0.24, hcal_threshold=0.56
+        pile_up=1.05,
+        hadron_response=0.65,
+        hadron_ecal=0.68,
+        ecal_seed=0.9,
+        hcal_noise=0.24,
+        hcal_threshold=0.56,
     )
     if conditions == "nominal":
         return nominal, Tracker()
