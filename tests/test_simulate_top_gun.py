@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.calibration import boosted as calibration
 from data.catalog import dataset
 from data.readers.nested_parquet import check_parquet, iter_columns
 from data.simulate import boosted, boosted_detector, boosted_events, top_gun
@@ -23,7 +24,7 @@ from data.simulate.jets_detector import Detector
 from data.simulate.jets_events import CHARGED, MUON, NEUTRAL, PHOTON
 from e2e_utils.errors import InputError
 
-JETS = 60
+JETS = 500
 KEYS = dataset("top_mass")["file"][0]["keys"]
 
 
@@ -220,7 +221,9 @@ def test_energies_lie_in_their_channels() -> None:
     photon, _, fits = images_of(pt=[20.0], eta=[0.02], phi=[0.02], kind=[PHOTON])
     assert fits.all()
     assert photon[:, 3].sum((1, 2)).mean() == pytest.approx(20, rel=0.1)
-    assert not photon[:, [0, 1, 2, 5, 6, 7]].any()
+    converted = photon[:, [0, 5, 6, 7]].any(axis=(1, 2, 3))  # legs are seen
+    assert 0 < converted.mean() < 0.5
+    assert not photon[~converted][:, 1:3].any()
     hadron, _, _ = images_of(pt=[30.0], eta=[0.02], phi=[0.02], kind=[CHARGED], charge=[1])
     assert hadron[:, 0].sum((1, 2)) == pytest.approx(30, rel=0.1)
     assert 15 < hadron[:, 3:5].sum((1, 2, 3)).mean() < 33
@@ -288,14 +291,29 @@ def test_masses_are_flat_whatever_was_lost(shard) -> None:
 
 
 def test_published_numbers(shard) -> None:
+    """Statistics of the official images; tolerances: what 500 jets and small pools leave."""
     images = boosted.unpacked(shard)
     assert np.isfinite(images).all()
-    zeros = 100 * (images == 0).mean(axis=(0, 2, 3))
-    # Published: 99.8, 99.8, 99.8, 97.0 %; 60 jets have errors of 0.01 and 0.15
-    assert zeros[:3] == pytest.approx([99.8] * 3, abs=0.06)
-    assert zeros[3] == pytest.approx(97.0, abs=0.6)
+    ours = calibration.moments(np.array_split(images, 25))
+    zeros, means = calibration.TOP_ZEROS, calibration.TOP_ACTIVE_MEANS
+    np.testing.assert_allclose(ours["zeros"], zeros, atol=0.3)
+    np.testing.assert_allclose(ours["zeros"][:3], zeros[:3], atol=0.06)
+    np.testing.assert_allclose(ours["active"][5:], 31, rtol=0.2)
+    np.testing.assert_allclose(ours["active_mean"][[0, 3, 4]], np.take(means, (0, 3, 4)), rtol=0.15)
+    np.testing.assert_allclose(ours["active_mean"][5:], means[5:], atol=0.03)
+    log, square = ours["log_mean"].mean(), (ours["log_std"] ** 2 + ours["log_mean"] ** 2).mean()
+    assert (log, np.sqrt(square - log**2)) == pytest.approx(calibration.TOP_LOG, rel=0.08)
+    for channel, ratio in calibration.TOP_POSITIVE.items():  # amplitudes; tails are long
+        expected = ratio * calibration.FIRST_TOP_POSITIVE[channel]
+        assert ours["positive"][channel] == pytest.approx(expected, rel=0.6)
+        pixels = images[:, channel][images[:, channel] != 0]
+        assert (pixels > 0).mean() == pytest.approx(0.5, abs=0.03)
     assert (shard["pt"] >= 400).all()
     assert (shard["pt"] <= 1000).all()
+    # Errors of 500 jets: 8 GeV, 0.045
+    assert shard["pt"].mean() == pytest.approx(calibration.TOP_PTS[0], abs=20)
+    assert abs(np.corrcoef(shard["m"], shard["pt"])[0, 1]) < 0.12
+    assert shard["ieta"].std() == pytest.approx(calibration.TOP_IETA_STD, rel=0.12)
     assert shard["ieta"].min() >= 12
     assert shard["ieta"].max() <= 43
     assert shard["iphi"].min() >= 0

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.calibration.report import auc_interval, save, update_readme
+from data.calibration.report import Editions, auc_interval, save, update_readme
 from data.catalog import dataset
 from data.loaders import load_quark_gluon
 from data.loaders.jets import CHANNELS, JetDataset
@@ -173,16 +173,13 @@ def table(jets: JetDataset, shapes: dict[str, np.ndarray]) -> str:
     some = np.arange(min(STATISTICS, len(jets)))
     images, y = jets.images.dense(some).numpy(), jets.y[some]
     ours = image_statistics(images, y)
-    lines = ["| | official | first edition | second edition |", "| --- | --- | --- | --- |"]
+    lines = Editions()
+    line = lines.line
 
-    def line(label: str, official: object, first: object, second: object, form: str = "") -> None:
-        cells = (x if isinstance(x, str) else format(x, form) for x in (official, first, second))
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-
-    ranges = [f"{values.min():.1f} to {values.max():.1f}" for values in (shapes["pt"],)]
     low, high = np.quantile(shapes["m0"], (0.005, 0.995))
     line("jet pT, mean (GeV)", PT_MEAN, 114.9, shapes["pt"].mean(), ".1f")
-    line("jet pT, range (GeV)", "{} to {}".format(*PT_RANGE), "70.1 to 220.1", ranges[0])
+    second = f"{shapes['pt'].min():.1f} to {shapes['pt'].max():.1f}"
+    line("jet pT, range (GeV)", "{} to {}".format(*PT_RANGE), "70.1 to 220.1", second)
     line("jet mass, mean (GeV)", MASS_MEAN, 22.7, shapes["m0"].mean(), ".1f")
     label = "jet mass, range (stand-ins: 0.5 to 99.5 %; GeV)"
     line(label, "{} to {}".format(*MASS_RANGE), "7.8 to 47.0", f"{low:.1f} to {high:.1f}")
@@ -206,26 +203,20 @@ def table(jets: JetDataset, shapes: dict[str, np.ndarray]) -> str:
     ):
         line(f"bicubic: {label}", BICUBIC[k], FIRST_BICUBIC[k], float(ours["bicubic"][k]), form)
     few = images[:CHUNK].astype(np.float64)
-    line(
-        "bytes of a jet, as written officially",
-        official_bytes(),
-        5049.0,
-        bytes_as_official(few),
-        ",.0f",
-    )
+    size = bytes_as_official(few)
+    line("bytes of a jet, as written officially", official_bytes(), 5049.0, size, ",.0f")
     line("energy, high over low resolution", 4.0, 4.0, few.sum() / low_resolution(few).sum(), ".4f")
     value, low, high = separation(shapes, jets.y)
     best = sorted(single_aucs(shapes, jets.y).items(), key=lambda pair: -abs(pair[1] - 0.5))[:3]
     singles = ", ".join(f"{name} {max(auc, 1 - auc):.3f}" for name, auc in best)
-    lines += [
-        "",
+    text = (
         f"{len(some):,} images; their official maxima are those of 139,306. Gradient boosting on "
         f"{len(shapes)} shapes, {len(jets):,} stand-in jets, 5 folds: ROC-AUC {value:.3f} "
         f"[{low:.3f}, {high:.3f}] (95 % interval; first edition: 0.785). Best single shapes: "
         f"{singles}. Networks on the official jets reach {NETWORK_AUC[0]:.3f} to "
-        f"{NETWORK_AUC[1]:.3f}.",
-    ]
-    return "\n".join(lines)
+        f"{NETWORK_AUC[1]:.3f}."
+    )
+    return f"{lines}\n\n{text}"
 
 
 def draw_shapes(jets: JetDataset, shapes: dict[str, np.ndarray]) -> None:

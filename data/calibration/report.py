@@ -44,3 +44,20 @@ def auc_interval(labels: np.ndarray, scores: np.ndarray, rounds: int = 1000) -> 
         if 0 < labels[rows].sum() < len(labels):
             values.append(roc_auc_score(labels[rows], scores[rows]))
     return roc_auc_score(labels, scores), *np.quantile(values, (0.025, 0.975))
+
+
+class Editions:
+    """Markdown table: official numbers, those of the stand-ins' first edition, and today's."""
+
+    def __init__(self) -> None:
+        self._lines = ["| | official | first edition | second edition |", "| --- |" + " --- |" * 3]
+
+    def line(
+        self, label: str, official: object, first: object, now: object, form: str = ""
+    ) -> None:
+        """Add a row; strings stand as they are, numbers in the format ``form``."""
+        cells = (x if isinstance(x, str) else format(x, form) for x in (official, first, now))
+        self._lines.append(f"| {label} | " + " | ".join(cells) + " |")
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines)
