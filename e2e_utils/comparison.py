@@ -134,7 +134,7 @@ class Comparison:
             spread = self.spread(arm)
             row = [
                 f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]",
-                "" if spread is None else f"{spread:.{digits}f}",
+                "" if spread is None else f"{spread:.{digits + 1}f}",
                 "reference",
             ]
             if arm != self.reference:
