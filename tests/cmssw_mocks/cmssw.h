@@ -1,12 +1,14 @@
-// Stand-ins for the CMSSW classes that ElectronPhotonProducer.cc uses, to compile and run that file
-// without CMSSW. They mimic signatures (as of CMSSW 12_0) and the least behaviour a test needs; that
-// the producer compiles here does not prove that it compiles in a release.
+// Stand-ins for the classes of CMSSW and RecoE2E that Model.cc, ElectronPhotonProducer.cc and the
+// replacement of EGTagger.cc use, to compile and run these files without CMSSW. They mimic
+// signatures (as of CMSSW 12_0) and the least behaviour a test needs; that a file compiles here does
+// not prove that it compiles in a release.
 #ifndef tests_cmssw_mocks_cmssw_h
 #define tests_cmssw_mocks_cmssw_h
 
 #include <algorithm>
 #include <any>
 #include <cstdlib>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -46,19 +48,13 @@ namespace cms::Ort {
         : library_(std::getenv("E2E_ONNXRUNTIME_LIBRARY")), session_(library_, path, 1), outputs_(session_.outputNames()) {
       ++created();
     }
+    ONNXRuntime(const ONNXRuntime&) = delete;
 
-#ifdef OLD_RUN
-    FloatArrays run(const std::vector<std::string>& inputs,
-                    FloatArrays& values,
-                    const std::vector<std::string>& outputs = {},
-                    std::int64_t batch = 1) const {
-#else
     FloatArrays run(const std::vector<std::string>& inputs,
                     FloatArrays& values,
                     const std::vector<std::vector<std::int64_t>>& = {},
                     const std::vector<std::string>& outputs = {},
                     std::int64_t batch = 1) const {
-#endif
       ++runs();
       const std::string name = session_.inputNames().at(0);
       if (inputs.at(0) != name)
@@ -91,13 +87,25 @@ namespace cms::Ort {
   };
 }  // namespace cms::Ort
 
+enum EcalSubdetector { EcalBarrel = 1, EcalEndcap = 2 };
+
 class DetId {
 public:
+  enum Detector { Ecal = 3 };
   DetId(std::uint32_t id) : id_(id) {}
   std::uint32_t rawId() const { return id_; }
+  Detector det() const { return Detector(id_ >> 28); }
+  int subdetId() const { return (id_ >> 25) & 7; }
 
-private:
+protected:
   std::uint32_t id_;
+};
+
+class EBDetId : public DetId {
+public:
+  explicit EBDetId(const DetId& id) : DetId(id) {}
+  int ieta() const { return (id_ & 0x10000 ? 1 : -1) * int((id_ >> 9) & 0x7F); }
+  int iphi() const { return id_ & 0x1FF; }
 };
 
 class EcalRecHit {
@@ -148,7 +156,7 @@ namespace edm {
 
   class InputTag {
   public:
-    explicit InputTag(std::string label) : label_(std::move(label)) {}
+    explicit InputTag(std::string label, const std::string& = "") : label_(std::move(label)) {}
     const std::string& label() const { return label_; }
 
   private:
@@ -169,10 +177,32 @@ namespace edm {
     ProductID id() const { return id_; }
     const T& operator*() const { return *product_; }
     const T* operator->() const { return product_; }
+    const T* product() const { return product_; }
 
   private:
     const T* product_;
     ProductID id_;
+  };
+
+  template <typename T>
+  class RefProd {
+  public:
+    explicit RefProd(const Handle<T>& handle) : product_(handle.product()) {}
+    const T* operator->() const { return product_; }
+
+  private:
+    const T* product_;
+  };
+
+  template <typename KeyRefProd, typename Values>
+  class AssociationVector {
+  public:
+    explicit AssociationVector(KeyRefProd keys) : values_(keys->size()) {}
+    void setValue(std::size_t i, const typename Values::value_type& value) { values_.at(i) = value; }
+    const typename Values::value_type& value(std::size_t i) const { return values_.at(i); }
+
+  private:
+    Values values_;
   };
 
   template <typename T>
@@ -218,12 +248,18 @@ namespace edm {
     std::map<std::string, std::any> inputs, outputs;
   };
 
+  // Names are looked up as they are, and only when they are used: as in edmWriteConfigs.
   class FileInPath {
   public:
-    explicit FileInPath(const std::string& name) {
-      throw cms::Exception("FileInPathError") << "Unable to find file " << name;
+    explicit FileInPath(std::string name) : name_(std::move(name)) {}
+    std::string fullPath() const {
+      if (!std::ifstream(name_).good())
+        throw cms::Exception("FileInPathError") << "Unable to find file " << name_;
+      return name_;
     }
-    std::string fullPath() const { return ""; }
+
+  private:
+    std::string name_;
   };
 
   class ParameterSet {
@@ -235,26 +271,19 @@ namespace edm {
     std::map<std::string, std::any> values;
   };
 
-  struct ParameterDescriptionNode {
-    void setComment(const std::string&) {}
-  };
-
   class ParameterSetDescription {
   public:
     template <typename T>
-    ParameterDescriptionNode* add(const std::string& name, const T& value) {
+    void add(const std::string& name, const T& value) {
       defaults.values[name] = value;
-      return &node_;
     }
     ParameterSet defaults;
-
-  private:
-    ParameterDescriptionNode node_;
   };
 
   class ConfigurationDescriptions {
   public:
     void addWithDefaultLabel(const ParameterSetDescription& description) { defaults = description.defaults; }
+    void addDefault(const ParameterSetDescription& description) { defaults = description.defaults; }
     ParameterSet defaults;
   };
 
@@ -286,6 +315,16 @@ namespace edm {
     };
   }  // namespace stream
 }  // namespace edm
+
+namespace reco {
+  using PhotonRefProd = edm::RefProd<PhotonCollection>;
+}
+
+namespace e2e {
+  using Frame3D = std::vector<std::vector<std::vector<float>>>;
+  using Frame4D = std::vector<Frame3D>;
+  using PhoPredCollection = edm::AssociationVector<reco::PhotonRefProd, std::vector<float>>;
+}  // namespace e2e
 
 #define DEFINE_FWK_MODULE(type) using DefinedModule = type
 

@@ -11,9 +11,9 @@ int main(int, char** arguments) {
   edm::ConfigurationDescriptions descriptions;
   DefinedModule::fillDescriptions(descriptions);
   edm::ParameterSet config = descriptions.defaults;
-  config.values["model"] = std::string(arguments[1]);
+  config.values["model"] = edm::FileInPath(arguments[1]);
   try {
-    const std::unique_ptr<cms::Ort::ONNXRuntime> cache = DefinedModule::initializeGlobalCache(config);
+    const std::unique_ptr<electronphoton::Model> cache = DefinedModule::initializeGlobalCache(config);
     const int checks = cms::Ort::ONNXRuntime::runs();
     std::vector<std::unique_ptr<DefinedModule>> streams;
     for (int i = 0; i < 2; ++i) {
@@ -44,7 +44,7 @@ int main(int, char** arguments) {
       edm::Event event;
       event.inputs["gedPhotons"] = photons;
       event.inputs["reducedEcalRecHitsEB"] = hits;
-      edm::stream::EDProducer<edm::GlobalCache<cms::Ort::ONNXRuntime>>& module = *streams[number % 2];
+      edm::stream::EDProducer<edm::GlobalCache<electronphoton::Model>>& module = *streams[number % 2];
       module.produce(event, edm::EventSetup());
       const auto map = std::any_cast<edm::ValueMap<float>>(event.outputs.at(""));
       const auto scores = std::any_cast<std::vector<float>>(event.outputs.at("scores"));

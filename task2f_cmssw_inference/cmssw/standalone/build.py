@@ -25,7 +25,8 @@ SOURCES = (HERE / "score_events.cc", PACKAGE / "src/PhotonFrames.cc")
 HEADERS = (HERE / "onnxruntime_api.h", PACKAGE / "interface/PhotonFrames.h")
 FLAGS = ("-O2", "-std=c++17", "-Wall", "-Wextra", "-Werror")
 
-Event = tuple[Sequence[int], Sequence[float], Sequence[int]]
+Crystals = Sequence[Sequence[int]]
+Event = tuple[Crystals, Sequence[float], Crystals]
 
 
 def build(directory: str | Path, cxx: str = "g++") -> Path:
@@ -71,25 +72,26 @@ def find_library() -> Path:
 def write_events(path: str | Path, events: Iterable[Event]) -> Path:
     """Write the event file of score_events.cc.
 
-    ``events``: for each event (raw_id, energy, seed_id): hits (n,) as EBDetId and GeV, and the
-    seed crystal of every photon (p,), 0 for a photon whose frame stays empty.
-    Raises InputError if an event has unequal numbers of ids and energies.
+    ``events``: for each event (crystals, energy, seeds): the hits' crystals (n, 2) as (ieta, iphi)
+    and energies (n,) in GeV, and the seed crystal of every photon (p, 2), (0, 0) for one without a
+    frame. Raises InputError if an event has unequal numbers of crystals and energies.
     """
     columns: list[list[np.ndarray]] = [[], [], []]
-    for number, (raw_id, energy, seed_id) in enumerate(events):
-        arrays = [np.asarray(raw_id, "<u4"), np.asarray(energy, "<f4"), np.asarray(seed_id, "<u4")]
-        if arrays[0].shape != arrays[1].shape:
+    for number, (crystals, energy, seeds) in enumerate(events):
+        hits, photons = (np.asarray(part, "<i4").reshape(-1, 2) for part in (crystals, seeds))
+        energies = np.asarray(energy, "<f4")
+        if len(hits) != len(energies):
             raise InputError(
-                f"{Path(path).name}: expected one energy per hit, found {arrays[0].size} ids and "
-                f"{arrays[1].size} energies in event {number}; correct the arrays"
+                f"{Path(path).name}: expected one energy per hit, found {len(hits)} crystals and "
+                f"{len(energies)} energies in event {number}; correct the arrays"
             )
-        for column, array in zip(columns, arrays, strict=True):
-            column.append(array.ravel())
-    raw_ids, energies, seeds = columns
+        for column, array in zip(columns, (hits, energies, photons), strict=True):
+            column.append(array)
+    hits, energies, photons = columns
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        hit_offsets, photon_offsets = offsets(raw_ids), offsets(seeds)
-        np.array([len(seeds), hit_offsets[-1], photon_offsets[-1]], "<i8").tofile(file)
-        for part in ([hit_offsets], raw_ids, energies, [photon_offsets], seeds):
+        hit_offsets, photon_offsets = offsets(hits), offsets(photons)
+        np.array([len(photons), hit_offsets[-1], photon_offsets[-1]], "<i8").tofile(file)
+        for part in ([hit_offsets], hits, energies, [photon_offsets], photons):
             for array in part:
                 array.tofile(file)
     return Path(path)
@@ -97,7 +99,7 @@ def write_events(path: str | Path, events: Iterable[Event]) -> Path:
 
 def offsets(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Where each array starts in their concatenation, and its end: (len(arrays) + 1,) int64."""
-    return np.cumsum([0, *(array.size for array in arrays)]).astype("<i8")
+    return np.cumsum([0, *map(len, arrays)]).astype("<i8")
 
 
 def score_events(
@@ -107,25 +109,21 @@ def score_events(
     events_file: str | Path,
     *,
     session_per_event: bool = False,
-    threads: int = 1,
-    repeat: int = 1,
     warmup: int = 0,
     frames: str | Path | None = None,
 ) -> tuple[pd.DataFrame, dict]:
     """Run ``score_events``: scores (columns event, photon, score) and what it measured.
 
-    The dictionary holds engine (its version), mode, threads, events, photons, repeat, session_ms
-    (creation of the session; mean over the events with one session per event), and, for each event
-    of each pass, event_us (real time of frames, session if it is per event, and inference) and
-    event_cpu_us (of the calling thread), as arrays (repeat, events).
-    ``frames``: file for the frames (photons, 1, 32, 32) float32.
+    A photon without a frame has the score -1. The dictionary holds engine (its version), mode,
+    events, photons, session_ms (creation of the session; mean over the events with one session per
+    event), and event_us (events,), the real time of frames, session if it is per event, and
+    inference. ``frames``: file for the frames (n, 1, 32, 32) float32 of the photons that have one.
     Raises InputError with the words of the program if it refuses its input.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "scores.csv"
         command = [str(binary), "--library", str(library), "--model", str(model)]
-        command += ["--events", str(events_file), "--out", str(out), "--threads", str(threads)]
-        command += ["--repeat", str(repeat), "--warmup", str(warmup)]
+        command += ["--events", str(events_file), "--out", str(out), "--warmup", str(warmup)]
         command += ["--session-per-event"] if session_per_event else []
         command += ["--frames", str(frames)] if frames is not None else []
         run = subprocess.run(command, capture_output=True, text=True)
@@ -135,6 +133,5 @@ def score_events(
             raise RuntimeError(f"score_events ended with code {run.returncode}:\n{run.stderr}")
         scores = pd.read_csv(out, dtype={"score": np.float32})
     timing = json.loads(run.stdout)
-    for name in ("event_us", "event_cpu_us"):
-        timing[name] = np.array(timing[name]).reshape(repeat, timing["events"])  # (passes, events)
+    timing["event_us"] = np.array(timing["event_us"])
     return scores, timing

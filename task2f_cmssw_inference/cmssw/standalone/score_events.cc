@@ -1,17 +1,15 @@
 // Scores events outside CMSSW with the frame code of the producer and times every event.
 //
 // score_events --library libonnxruntime.so --model m.onnx --events events.bin --out scores.csv
-//              [--frames frames.f32] [--session-per-event] [--threads 1] [--repeat 1] [--warmup 0]
+//              [--frames frames.f32] [--session-per-event] [--warmup 0]
 //
 // Event file, little-endian, without gaps:
-//   int64 n_events, n_hits, n_photons; int64 hit_offsets[n_events + 1]; uint32 raw_id[n_hits];
-//   float32 energy[n_hits]; int64 photon_offsets[n_events + 1]; uint32 seed_id[n_photons]
-//   (seed 0: a photon whose frame stays empty)
-// Writes event, photon, score as CSV, the frames (n_photons, 1, 32, 32) float32 of the first pass if
-// wanted, and one JSON object to the standard output. Exit code 2 with one line for input that cannot
-// be used.
-
-#include <time.h>
+//   int64 n_events, n_hits, n_photons; int64 hit_offsets[n_events + 1]; int32 crystal[n_hits][2];
+//   float32 energy[n_hits]; int64 photon_offsets[n_events + 1]; int32 seed[n_photons][2]
+//   (crystals are ieta, iphi; seed 0, 0: a photon without a frame)
+// Writes event, photon, score as CSV (-1 for a photon without a frame), the frames (n, 1, 32, 32)
+// float32 of the photons that have one if wanted, and one JSON object to the standard output. Exit
+// code 2 with one line for input that cannot be used.
 
 #include <chrono>
 #include <cstdio>
@@ -27,6 +25,7 @@
 #include "onnxruntime_api.h"
 
 namespace {
+  using electronphoton::Crystal;
   using electronphoton::Hit;
   using Clock = std::chrono::steady_clock;
 
@@ -35,11 +34,11 @@ namespace {
 
   struct Event {
     std::vector<Hit> hits;
-    std::vector<std::uint32_t> seeds;
+    std::vector<Crystal> seeds;
   };
 
   struct Options {
-    std::map<std::string, std::string> values{{"threads", "1"}, {"repeat", "1"}, {"warmup", "0"}};
+    std::map<std::string, std::string> values{{"warmup", "0"}};
     bool sessionPerEvent = false;
 
     const std::string& text(const std::string& name) const {
@@ -62,7 +61,7 @@ namespace {
 
   Options parse(int count, char** arguments) {
     static const std::set<std::string> known{
-        "library", "model", "events", "out", "frames", "threads", "repeat", "warmup"};
+        "library", "model", "events", "out", "frames", "warmup"};
     Options options;
     for (int i = 1; i < count; ++i) {
       const std::string argument = arguments[i];
@@ -134,20 +133,22 @@ namespace {
     std::size_t position_ = 0;
   };
 
+  static_assert(sizeof(Crystal) == 2 * sizeof(std::int32_t), "crystals are read as pairs of int32");
+
   std::vector<Event> readEvents(const std::string& path) {
     EventFile file(path);
     const auto counts = file.array<std::int64_t>(3);
     const auto hitOffsets = file.offsets(counts[0], counts[1]);
-    const auto rawIds = file.array<std::uint32_t>(counts[1]);
+    const auto crystals = file.array<Crystal>(counts[1]);
     const auto energies = file.array<float>(counts[1]);
     const auto photonOffsets = file.offsets(counts[0], counts[2]);
-    const auto seeds = file.array<std::uint32_t>(counts[2]);
+    const auto seeds = file.array<Crystal>(counts[2]);
     file.finish();
 
     std::vector<Event> events(counts[0]);
     for (std::size_t i = 0; i < events.size(); ++i) {
       for (std::int64_t j = hitOffsets[i]; j < hitOffsets[i + 1]; ++j)
-        events[i].hits.push_back({rawIds[j], energies[j]});
+        events[i].hits.push_back({crystals[j], energies[j]});
       events[i].seeds.assign(seeds.begin() + photonOffsets[i], seeds.begin() + photonOffsets[i + 1]);
     }
     return events;
@@ -178,11 +179,11 @@ namespace {
     }
   }
 
-  std::unique_ptr<ort::Session> openSession(const ort::Library& library, const std::string& model, int threads) {
+  std::unique_ptr<ort::Session> openSession(const ort::Library& library, const std::string& model) {
     if (!std::ifstream(model))
       throw std::runtime_error(model + ": expected an ONNX model, found no file that can be read; export it first");
     try {
-      return std::make_unique<ort::Session>(library, model, threads);
+      return std::make_unique<ort::Session>(library, model, 1);
     } catch (const std::runtime_error& error) {
       std::string message = error.what();
       for (char& character : message)
@@ -191,12 +192,6 @@ namespace {
       throw std::runtime_error(model + ": expected a model that ONNX Runtime " + library.version() +
                                " can load, found: " + message + "; export it with opset 10 and IR version 5");
     }
-  }
-
-  double threadSeconds() {
-    timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return now.tv_sec + 1e-9 * now.tv_nsec;
   }
 
   double microseconds(Clock::time_point begin) {
@@ -220,14 +215,12 @@ namespace {
 
   int score(const Options& options) {
     const std::string model = options.text("model");
-    const int threads = options.number("threads", 0);
-    const long repeat = options.number("repeat", 1);
     const std::size_t warmup = options.number("warmup", 0);
     const std::vector<Event> events = readEvents(options.text("events"));
     const ort::Library library(options.text("library"));
 
     auto begin = Clock::now();
-    std::unique_ptr<ort::Session> session = openSession(library, model, threads);
+    std::unique_ptr<ort::Session> session = openSession(library, model);
     const double firstSession = microseconds(begin) / 1e3;
     checkModel(*session, model);
     if (options.sessionPerEvent)
@@ -238,7 +231,7 @@ namespace {
     const auto engine = [&](std::vector<float>& values, std::size_t n) {
       if (options.sessionPerEvent) {
         const auto opened = Clock::now();
-        session = std::make_unique<ort::Session>(library, model, threads);
+        session = std::make_unique<ort::Session>(library, model, 1);
         sessionMs.push_back(microseconds(opened) / 1e3);
       }
       return session->run(
@@ -255,18 +248,13 @@ namespace {
       process(events[i % events.size()]);
     sessionMs.clear();
 
-    std::vector<double> real, cpu;
+    std::vector<double> times;
     std::vector<std::vector<float>> scores;
-    for (long pass = 0; pass < repeat; ++pass) {
-      scores.clear();
-      for (const Event& event : events) {
-        const double cpuBegin = threadSeconds();
-        begin = Clock::now();
-        std::vector<float> found = process(event);
-        real.push_back(microseconds(begin));
-        cpu.push_back((threadSeconds() - cpuBegin) * 1e6);
-        scores.push_back(std::move(found));
-      }
+    for (const Event& event : events) {
+      begin = Clock::now();
+      std::vector<float> found = process(event);
+      times.push_back(microseconds(begin));
+      scores.push_back(std::move(found));
     }
 
     std::size_t photons = 0;
@@ -296,10 +284,9 @@ namespace {
         sessions += value / sessionMs.size();
     }
     std::cout << "{\"engine\": \"" << library.version() << "\", \"mode\": \""
-              << (options.sessionPerEvent ? "session per event" : "one session") << "\", \"threads\": " << threads
-              << ", \"events\": " << events.size() << ", \"photons\": " << photons << ", \"repeat\": " << repeat
-              << ", \"session_ms\": " << sessions << ", \"event_us\": " << jsonList(real)
-              << ", \"event_cpu_us\": " << jsonList(cpu) << "}" << std::endl;
+              << (options.sessionPerEvent ? "session per event" : "one session")
+              << "\", \"events\": " << events.size() << ", \"photons\": " << photons
+              << ", \"session_ms\": " << sessions << ", \"event_us\": " << jsonList(times) << "}" << std::endl;
     return 0;
   }
 }  // namespace

@@ -9,50 +9,44 @@
 // crystal at [15][15], rows along eta (zero padded beyond |ieta| = 85), columns along phi (wrapped).
 
 #include <cstddef>
-#include <cstdint>
 #include <functional>
 #include <vector>
 
 namespace electronphoton {
 
-  constexpr int kRows = 170;     // ieta -85..-1, 1..85
+  constexpr int kMaxIeta = 85;
   constexpr int kColumns = 360;  // iphi 1..360
   constexpr int kSide = 32;
   constexpr int kSeed = 15;  // row and column of the seed crystal in its frame
   constexpr std::size_t kPixels = kSide * kSide;
+  constexpr float kNoScore = -1.f;  // of a photon without a frame
 
-  constexpr std::uint32_t kNoSeed = 0;  // a photon whose frame stays empty
+  struct Crystal {
+    int ieta = 0;  // -85..-1, 1..85; 0 is no crystal
+    int iphi = 0;  // 1..360
+  };
 
   struct Hit {
-    std::uint32_t rawId;
+    Crystal crystal;
     float energy;  // GeV
   };
 
-  struct Crystal {
-    int ieta;  // -85..-1, 1..85
-    int iphi;  // 1..360
-  };
+  bool isBarrel(const Crystal& crystal);
+  int rowOf(const Crystal& crystal);     // 0..169
+  int columnOf(const Crystal& crystal);  // 0..359
 
-  // Layout of EBDetId: detector 3 << 28 | subdetector 1 << 25 | 0x10000 for z > 0 | |ieta| << 9 | iphi.
-  bool isBarrel(std::uint32_t rawId);
-  Crystal decode(std::uint32_t rawId);
-
-  int rowOf(const Crystal& crystal);
-  int columnOf(const Crystal& crystal);
-
-  // Photons that RecoE2E gives a frame: pt >= 10 GeV and |eta| <= 1.44. The others are inferred too,
-  // on an empty frame.
+  // Photons that RecoE2E gives a frame: pt >= 10 GeV and |eta| <= 1.44.
   bool passesSelection(double pt, double eta);
 
-  // The barrel crystal of a supercluster with the highest energy; kNoSeed if there is none with E > 0.
-  std::uint32_t seedOf(const std::vector<Hit>& supercluster);
+  // The barrel crystal of a supercluster with the highest energy; no crystal if none has E > 0.
+  Crystal seedOf(const std::vector<Hit>& supercluster);
 
-  // Frames (n, 1, 32, 32) of an event's photons in one contiguous buffer that is reused from event to
-  // event. Hits are binned directly into the frames: the 170 x 360 map, of which two photons need 3%,
-  // is never made.
+  // Frames (n, 1, 32, 32) around the seeds in one contiguous buffer that is reused from event to
+  // event; photons without a seed are left out. Hits are binned directly into the frames: the
+  // 170 x 360 map, of which two photons need 3%, is never made.
   class PhotonFrames {
   public:
-    std::vector<float>& fill(const std::vector<Hit>& hits, const std::vector<std::uint32_t>& seeds);
+    std::vector<float>& fill(const std::vector<Hit>& hits, const std::vector<Crystal>& seeds);
 
   private:
     std::vector<float> buffer_;
@@ -62,11 +56,15 @@ namespace electronphoton {
   // input for the call, and swapping is cheaper than copying.
   using Engine = std::function<std::vector<float>(std::vector<float>& frames, std::size_t n)>;
 
-  // Scores of an event, one call of the engine for all photons and none without photons.
-  // Throws std::runtime_error if the engine does not return one score per photon.
+  // One score per photon: the engine's where there is a frame, kNoScore elsewhere. ``frames`` holds
+  // those of the photons with hasFrame, in their order. One call of the engine, none without frames.
+  // Throws std::runtime_error if the engine does not return one score per frame.
+  std::vector<float> scoreFrames(std::vector<float>& frames, const std::vector<bool>& hasFrame, const Engine& engine);
+
+  // The same from an event's hits and its photons' seeds.
   std::vector<float> scorePhotons(PhotonFrames& frames,
                                   const std::vector<Hit>& hits,
-                                  const std::vector<std::uint32_t>& seeds,
+                                  const std::vector<Crystal>& seeds,
                                   const Engine& engine);
 
 }  // namespace electronphoton
