@@ -1,4 +1,4 @@
-"""resources.json of FastTimerService: the real layout, our own measurements, broken files."""
+"""resources.json of FastTimerService: the real layout, broken files, the command line."""
 
 import copy
 import csv
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 
 from e2e_utils.errors import InputError
@@ -59,20 +58,21 @@ def resources(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_times_per_event_and_shares(resources) -> None:
-    frame = parse_timing.read_timing(resources())
-    assert list(frame.columns) == list(parse_timing.COLUMNS)
-    assert frame["module"].tolist() == [
+    rows = parse_timing.load_rows(resources())
+    assert all(tuple(row) == parse_timing.COLUMNS for row in rows)
+    assert [row["module"] for row in rows] == [
         "electronPhotonProducer", "source", "out", "other", "eventsetup", "TriggerResults", "total",
     ]  # fmt: skip
-    frame = frame.set_index("module")
-    assert frame.loc["electronPhotonProducer", "real_ms"] == pytest.approx(7)
-    assert frame.loc["electronPhotonProducer", "cpu_ms"] == pytest.approx(6)
-    assert frame.loc["electronPhotonProducer", "share"] == pytest.approx(0.7)
-    assert frame.loc["out", "real_ms"] == pytest.approx(0.5)
-    assert frame.loc["out", "real_ms_when_run"] == pytest.approx(1)
-    assert frame.loc["TriggerResults", "real_ms_when_run"] == 0
-    assert frame.loc["total", "real_ms"] == pytest.approx(10)
-    assert frame.drop("total")["share"].sum() == pytest.approx(1)
+    by_name = {row["module"]: row for row in rows}
+    producer, out, total = (by_name[name] for name in ("electronPhotonProducer", "out", "total"))
+    assert producer["real_ms"] == pytest.approx(7)
+    assert producer["cpu_ms"] == pytest.approx(6)
+    assert producer["share"] == pytest.approx(0.7)
+    assert out["real_ms"] == pytest.approx(0.5)
+    assert out["real_ms_when_run"] == pytest.approx(1)
+    assert by_name["TriggerResults"]["real_ms_when_run"] == 0
+    assert total["real_ms"] == pytest.approx(10)
+    assert sum(row["share"] for row in rows if row is not total) == pytest.approx(1)
 
 
 def test_layout_of_older_releases(resources) -> None:
@@ -85,32 +85,9 @@ def test_layout_of_older_releases(resources) -> None:
     assert len(parse_timing.load_rows(resources(older))) == 6
 
 
-def test_table_from_rows_and_from_frame(resources) -> None:
-    path = resources()
-    table = parse_timing.timing_table(parse_timing.load_rows(path))
-    assert table == parse_timing.timing_table(parse_timing.read_timing(path))
+def test_table(resources) -> None:
+    table = parse_timing.timing_table(parse_timing.load_rows(resources()))
     assert "| out | PoolOutputModule | 50 | 0.500 | 0.400 | 1.000 | 5.0% |\n" in table
-
-
-def test_plot_has_two_bars_a_module_and_no_total(resources) -> None:
-    figure, axis = plt.subplots()
-    parse_timing.plot_timing(axis, parse_timing.read_timing(resources()))
-    assert len(axis.patches) == 12
-    assert [label.get_text() for label in axis.get_yticklabels()][-1] == "electronPhotonProducer"
-    plt.close(figure)
-
-
-def test_own_measurements_in_the_same_layout(tmp_path) -> None:
-    path = tmp_path / "ours.json"
-    times = {"type": "ElectronPhotonProducer", "time_real": [2.0, 4.0], "time_thread": [1.0, 2.0]}
-    other = {"type": "Frames", "time_real": [1.0, 1.0], "time_thread": [1.0, 1.0]}
-    parse_timing.write_timing(path, "standalone", {"producer": times, "frames": other})
-    frame = parse_timing.read_timing(path).set_index("module")
-    assert frame.loc["producer", ["real_ms", "cpu_ms", "share"]].tolist() == [3, 1.5, 0.75]
-    assert frame.loc["total", "real_ms"] == 4
-    assert set(json.loads(path.read_text())) == set(RESOURCES)
-    with pytest.raises(InputError, match="found 2 and 1 for producer"):
-        parse_timing.write_timing(path, "p", {"producer": {**times, "time_thread": [1.0]}})
 
 
 def changed(*keys: str | int, to: object) -> Callable[[dict], None]:
@@ -142,7 +119,7 @@ def changed(*keys: str | int, to: object) -> Callable[[dict], None]:
 def test_broken_files_are_refused(resources, change, message) -> None:
     path = resources(change)
     with pytest.raises(InputError, match=message) as error:
-        parse_timing.read_timing(path)
+        parse_timing.load_rows(path)
     assert str(error.value).startswith(f"{path}: expected ")
     assert "; run cmsRun to its end" in str(error.value)
 
@@ -190,13 +167,3 @@ def test_command_line_with_and_without_the_repository(resources, tmp_path, alone
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: {tmp_path / 'no.json'}: expected ")
     assert refused.stderr.count("\n") == 1
-
-
-def test_plot_on_the_command_line(resources, tmp_path) -> None:
-    plot = tmp_path / "t.png"
-    done = run_script(parse_timing.__file__, resources(), "--plot", plot, alone=False)
-    assert done.returncode == 0, done.stderr
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    refused = run_script(parse_timing.__file__, resources(), "--plot", plot, alone=True)
-    assert refused.returncode == 2
-    assert "expected matplotlib and pandas to draw it, found no " in refused.stderr

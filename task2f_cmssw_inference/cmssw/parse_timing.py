@@ -1,6 +1,6 @@
-"""Times per module from the resources.json of FastTimerService: table, CSV and plot.
+"""Times per module from the resources.json of FastTimerService: table and CSV.
 
-    python3 parse_timing.py resources.json [--csv t.csv] [--markdown t.md] [--plot t.png]
+    python3 parse_timing.py resources.json [--csv t.csv] [--markdown t.md]
 
 The file (written by FastTimerService::writeSummaryJSON, HLTrigger/Timer) holds "total", one entry
 per module in "modules" (with "other", the overhead of the framework, and in newer releases
@@ -9,8 +9,8 @@ per module in "modules" (with "other", the overhead of the framework, and in new
 in ms, summed over those events. Like FastTimerService's own report, times are divided by the events
 of the job, and, as "when run", by the events of the module.
 
-The table needs the standard library of Python 3.6 or newer only, so that the file works alone, in
-a container of CMSSW too; the data frame needs pandas, the plot matplotlib.
+It needs the standard library of Python 3.6 or newer only, so that the file works alone, in a
+container of CMSSW too.
 """
 
 import argparse
@@ -114,16 +114,8 @@ def _row(entry: dict, label: str, total: dict) -> dict:
     }
 
 
-def read_timing(path):
-    """``load_rows`` as a pandas.DataFrame with the columns COLUMNS, the last row the job."""
-    import pandas as pd
-
-    return pd.DataFrame(load_rows(path), columns=list(COLUMNS))
-
-
-def timing_table(timing) -> str:
-    """Markdown table of rows from ``load_rows`` or a frame from ``read_timing``."""
-    rows = timing if isinstance(timing, list) else timing.to_dict("records")
+def timing_table(rows) -> str:
+    """Markdown table of rows from ``load_rows``."""
     lines = [
         "| module | type | events | real [ms/event] | CPU [ms/event] "
         "| real when run [ms] | share |",
@@ -137,73 +129,12 @@ def timing_table(timing) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_timing(axis, frame) -> None:
-    """Bars of real and CPU time per event (ms) of every module of a frame from ``read_timing``."""
-    modules = frame[frame["module"] != "total"].iloc[::-1]
-    places = range(len(modules))
-    height = 0.4
-    axis.barh([y + height / 2 for y in places], modules["real_ms"], height, label="real")
-    axis.barh([y - height / 2 for y in places], modules["cpu_ms"], height, label="CPU")
-    axis.set_yticks(list(places), modules["module"])
-    axis.set_xlabel("time per event [ms]")
-    axis.legend()
-
-
-def write_timing(path, process: str, modules: dict) -> None:
-    """Express measurements made without CMSSW in the layout of FastTimerService.
-
-    ``modules``: {label: {"type": text, "time_real": ms of every event, "time_thread": likewise}}.
-    The job is the sum of the modules. Memory is not measured and left out.
-    """
-    entries = []
-    for label, times in modules.items():
-        real, thread = (list(map(float, times[key])) for key in ("time_real", "time_thread"))
-        if len(real) != len(thread) or not real:
-            raise InputError(
-                f"{path}: expected a real and a CPU time for every event, found {len(real)} and "
-                f"{len(thread)} for {label}; correct the measurement"
-            )
-        entry = {"type": times["type"], "label": label, "events": len(real)}
-        entries.append(dict(entry, time_real=sum(real), time_thread=sum(thread)))
-    job = {
-        "type": "Job",
-        "label": process,
-        "events": max(entry["events"] for entry in entries),
-        "time_real": sum(entry["time_real"] for entry in entries),
-        "time_thread": sum(entry["time_thread"] for entry in entries),
-    }
-    metrics = [{"time_real": "real time"}, {"time_thread": "cpu time"}]
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({"modules": entries, "resources": metrics, "total": job}, file, indent=2)
-        file.write("\n")
-
-
-def _save_plot(path, source) -> None:
-    try:
-        import matplotlib
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"{path}: expected matplotlib and pandas to draw it, found no {error.name}; install "
-            "them or leave --plot out"
-        ) from error
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    frame = read_timing(source)
-    figure, axis = plt.subplots(figsize=(7, 1 + 0.4 * len(frame)), layout="constrained")
-    plot_timing(axis, frame)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 @command_line
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("resources", help="resources.json of FastTimerService")
     parser.add_argument("--csv", help="write the table as CSV")
     parser.add_argument("--markdown", help="write the table as markdown")
-    parser.add_argument("--plot", help="draw times per module (needs matplotlib and pandas)")
     arguments = parser.parse_args()
     rows = load_rows(arguments.resources)
     print(timing_table(rows), end="")
@@ -215,8 +146,6 @@ def main() -> None:
     if arguments.markdown:
         with open(arguments.markdown, "w", encoding="utf-8") as file:
             file.write(timing_table(rows))
-    if arguments.plot:
-        _save_plot(arguments.plot, arguments.resources)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Replacement for RecoE2E's configuration: the task's command line has the effect that it reads as.
+r"""Replacement for RecoE2E's configuration: honours inputFiles, maxEvents and EGModelName.
 
     cmsRun RecoE2E/EGTagger/python/EGInference_cfg.py \
         inputFiles=file:SIM_DoubleGammaPt50_Pythia8_1000Ev.root maxEvents=-1 EGModelName=sample.onnx
