@@ -2,10 +2,10 @@
 
     python engine_worker.py model.onnx input.npz output.npz
 
-``input.npz``: arrays of frames by name, scored as they are; ``frames_per_event`` (k,) and
-``events`` for the timing. ``output.npz``: scores under the same names, and the timing as JSON in
-``report``. It imports nothing but NumPy and ONNX Runtime: the engines of old CMSSW releases exist
-only for interpreters that the rest of this project does not run on.
+``input.npz``: arrays of frames by name, scored as they are; ``events`` and ``sessions`` for the
+timing of the array ``pairs``, two frames an event. ``output.npz``: scores under the same names, and
+engine and timing as JSON in ``report``. It imports nothing but NumPy and ONNX Runtime: the engines
+of old CMSSW releases exist only for interpreters that the rest of this project does not run on.
 """
 
 import json
@@ -16,7 +16,7 @@ import time
 import numpy as np
 import onnxruntime
 
-SETTINGS = ("frames_per_event", "events", "sessions")
+SETTINGS = ("events", "sessions")
 
 
 def open_session(path):
@@ -38,12 +38,10 @@ def milliseconds(function, repetitions):
     return found
 
 
-def time_events(path, session, frames, per_event, events, sessions):
-    """Milliseconds an event with one session for all, and with a new session for each."""
+def time_events(path, session, pairs, events, sessions):
+    """Milliseconds an event of two frames, with one session for all and with one for each."""
     name = session.get_inputs()[0].name
-    batches = [
-        frames[np.arange(i * per_event, (i + 1) * per_event) % len(frames)] for i in range(events)
-    ]
+    batches = [pairs[np.arange(2 * i, 2 * i + 2) % len(pairs)] for i in range(events)]
 
     def infer(number):
         session.run(None, {name: batches[number]})
@@ -53,8 +51,8 @@ def time_events(path, session, frames, per_event, events, sessions):
 
     milliseconds(infer, min(50, events))  # warm-up: the first runs allocate
     return {
-        "one_session": milliseconds(infer, events),
-        "session_per_event": milliseconds(open_and_infer, min(sessions, events)),
+        "session kept": milliseconds(infer, events),
+        "session per event": milliseconds(open_and_infer, min(sessions, events)),
     }
 
 
@@ -64,13 +62,8 @@ def main(model, source, target):
     name = session.get_inputs()[0].name
     frames = {key: value for key, value in stored.items() if key not in SETTINGS}
     scores = {key: session.run(None, {name: value})[0] for key, value in frames.items()}
-    largest = max(frames.values(), key=len)
-    timing = {
-        str(int(k)): time_events(
-            model, session, largest, int(k), int(stored["events"]), int(stored["sessions"])
-        )
-        for k in stored["frames_per_event"]
-    }
+    events, sessions = int(stored["events"]), int(stored["sessions"])
+    timing = time_events(model, session, frames["pairs"], events, sessions) if events else {}
     report = {
         "engine": onnxruntime.__version__,
         "python": platform.python_version(),

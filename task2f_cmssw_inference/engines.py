@@ -74,13 +74,14 @@ def run_worker(
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Scores of every array of frames (n, 1, 32, 32), and a report with the timing.
 
-    ``events`` events of one and of two frames are timed with one session, up to ``sessions`` of
-    them with a session each. Raises RuntimeError with the worker's message if it fails.
+    With ``events``, that many events of two of the frames ``pairs`` are timed with one session, up
+    to ``sessions`` of them with a session each. Raises RuntimeError with the worker's message if it
+    fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     source, target = folder / "frames.npz", folder / "scores.npz"
     with atomic_path(source) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, frames_per_event=[1, 2], events=events, sessions=sessions, **frames)
+        np.savez(stream, events=events, sessions=sessions, **frames)
     command = [python, str(WORKER), str(model), str(source), str(target)]
     # One thread, and none of this environment's packages in an older interpreter.
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
