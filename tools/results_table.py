@@ -42,8 +42,7 @@ SOURCES = {
 }
 INTERVAL_NOTE = (
     "Brackets: 95 % bootstrap interval over test events; ±: standard deviation between trainings "
-    "with different seeds. Intervals of times hold within one run; another run on the same machine "
-    "can differ by more."
+    "with different seeds. Of times the brackets are the fastest and the slowest of ten processes."
 )
 
 COLAB_NOTE = (
