@@ -63,7 +63,7 @@ def detector() -> tuple["Detector", "Tracker"]:
         candidate=4.0,
         ecal_threshold=0.14,
         endcap_threshold=0.45,
-        hcal_threshold=1.2,
+        hcal_threshold=1.23,
     )
     tracker = Tracker(
         min_pt=0.35, vertex_z=0.003, merged_hits=0.8, second_hit=0.075, stray_hits=10.0
