@@ -20,7 +20,9 @@ TREE_LIMIT = 60_000_000  # bytes of all files of a clone, without its history
 def published_products(run: Path, metrics: dict) -> list[Path]:
     """The files of a run that are published: those that its metrics.json names, else all.
 
-    Raises InputError for a name that no file has, and for more bytes than ``TASK_LIMIT``.
+    A file that is named in full is published; a pattern with wildcards gives as many files as fit
+    into ``TASK_LIMIT``, in their order. Raises InputError for a name that no file has, and for more
+    bytes than the limit in files that are named in full, or where nothing is named.
     """
     patterns, files = metrics.get("published", ["*"]), products(run)
     for pattern in patterns:
@@ -29,7 +31,10 @@ def published_products(run: Path, metrics: dict) -> list[Path]:
                 f"{display_path(run)}/metrics.json: expected files of the run in `published`, "
                 f"found {pattern}, which is none of them; correct save_metrics of the script"
             )
-    chosen = [file for file in files if any(fnmatch(file.name, p) for p in patterns)]
+    chosen = [file for file in files if file.name in patterns or patterns == ["*"]]
+    for file in (file for pattern in patterns for file in files if fnmatch(file.name, pattern)):
+        if file not in chosen and too_large([*chosen, file]) is None:
+            chosen.append(file)
     problem = too_large(chosen)
     if problem:
         raise InputError(
