@@ -45,7 +45,8 @@ show_results("task2f_cmssw_inference")
 # **What was found.** The exported network has the scores of PyTorch in every ONNX Runtime that we could install, from
 # 1.0.0, the oldest in a CMSSW release, to today's. RecoE2E feeds other numbers than the network was trained on:
 # energies in GeV instead of energies / 50 GeV, in a frame that is shifted by one crystal. The exported graph holds the
-# adapter. Without it nothing crashes, and the separation is lost; RecoE2E's own model has the same mismatch. Opening the
+# adapter. Without it nothing crashes, and less than a fifth of the separation is left (as AUC above one half); RecoE2E's
+# own model has the same mismatch. Opening the
 # model anew for each event, as RecoE2E does, takes far longer than everything else together; our plugins open it once.
 # Photons outside the barrel are not inferred and score −1.
 
@@ -604,7 +605,10 @@ claims = {
     "better than without the division": comparison.better("exported", "not_divided"),
     "better than without the shift": comparison.better("exported", "not_shifted"),
     "better than without the adapter": comparison.better("exported", "no_adapter"),
-    "without the adapter the separation is lost": comparison.entry("no_adapter")["high"] < 0.55,
+    "without the adapter less than a fifth of the separation is left": (
+        comparison.entry("no_adapter")["high"] - 0.5
+        < 0.2 * (comparison.entry("exported")["value"] - 0.5)
+    ),
     "a session per event takes far longer, with every engine": min(ratios.values()) > 5,
     "with the session kept, the network is a small part of a public job's event": bool(
         max(medians[headline, KEPT]) < 0.1 * PUBLIC_JOBS["whole event"].min()
