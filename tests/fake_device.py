@@ -95,7 +95,7 @@ class FakeAccelerator:
     """What the notebooks use of an Accelerator, on the fake device."""
 
     device, num_processes, process_index, is_main_process = DEVICE, 1, 0, True
-    optimizer_step_was_skipped = False
+    optimizer_step_was_skipped, is_local_main_process = False, True
 
     def prepare(self, *parts: object) -> object:
         for part in parts:

@@ -47,7 +47,13 @@ def test_the_model_for_cmssw_keeps_its_contract() -> None:
     card = {entry.key: entry.value for entry in model.metadata_props}
     assert card["data_source"] in ("official", "standin")
     frames = np.zeros((3, 1, 32, 32), np.float32)
-    frames[0, 0, 15, 15] = 50.0  # an unconverted photon is narrow ...
+    frames[0, 0, 13:18, 13:18] = [  # an unconverted photon is narrow ...
+        [0.03, 0.0, 0.44, 0.04, 0.03],
+        [0.24, 0.31, 1.21, 0.63, 0.26],
+        [0.32, 2.26, 70.2, 2.59, 0.37],
+        [0.16, 1.02, 4.67, 0.93, 0.13],
+        [0.05, 0.13, 0.31, 0.10, 0.04],
+    ]
     frames[1, 0, 15, 10:21] = 5.0  # ... and an electron that radiated wide in phi
     photon, electron, _ = open_session(CMSSW_MODEL).run(None, {"modelInput": frames})[0][:, 0]
     assert 0 < photon < electron < 1
