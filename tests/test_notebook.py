@@ -1,11 +1,17 @@
 """Definitions of percent scripts, runs and their result tables."""
 
 import pickle
+import re
 import sys
 
+import numpy as np
+import onnx
+import pandas as pd
 import pytest
+import torch
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
+from torch import nn
 
 from e2e_utils import notebook, paths
 from e2e_utils.errors import InputError
@@ -172,6 +178,32 @@ def test_plain_python_prints(run, capsys) -> None:
     shown = capsys.readouterr().out
     assert "appear here when the run ends" in shown
     assert "0.8100 [0.8000, 0.8200]" in shown
+
+
+def test_a_result_table_must_fit_into_half_a_page(run, capsys) -> None:
+    notebook.update_results(pd.DataFrame({"ROC-AUC": ["0.81"] * 8}))
+    assert "0.81" in capsys.readouterr().out
+    for rows, columns in ((9, 4), (8, 5)):
+        with pytest.raises(ValueError, match=f"at most 8 x 4 expected, found {rows} x {columns}"):
+            notebook.update_results(pd.DataFrame(np.zeros((rows, columns))))
+
+
+def test_claims_are_shown_with_what_the_run_says(capsys) -> None:
+    notebook.show_claims({"better than trees": True, "better than all": np.False_})
+    shown = capsys.readouterr().out
+    assert re.search(r"better than trees +yes", shown)
+    assert re.search(r"better than all +no", shown)
+
+
+def test_a_run_saves_graphs_that_agree_with_torch(run, capsys) -> None:
+    graph, batches = nn.Linear(3, 1), [torch.rand(n, 3) for n in (4, 1, 7)]
+    run.save_onnx("toy", graph, batches, {"profile": "smoke"})
+    assert "toy.onnx: differs from PyTorch by at most" in capsys.readouterr().out
+    model = onnx.load(run.directory / "toy.onnx")
+    card = {entry.key: entry.value for entry in model.metadata_props}
+    assert card == {"task": "task9_toy", "profile": "smoke"}
+    with pytest.raises(ValueError, match="differs from torch"):
+        run.save_onnx("toy", nn.Dropout(0.5), batches, {}, tolerance=-1.0)
 
 
 def test_results_of_the_last_cell_appear_in_the_first() -> None:
