@@ -581,7 +581,7 @@ def root_bytes(size: int) -> bytes:
         ("hdf5", CONTENT),
         ("parquet", b"PAR1" + bytes(100) + b"PAR1"),
         ("root", root_bytes(500)),
-        ("csv.gz", gzip.compress(b"1,2\n")),
+        ("csv.gz", gzip.compress(b"1,2\n", mtime=0)),
     ],
 )
 def test_formats_are_known_by_both_ends(tmp_path, format, content):
