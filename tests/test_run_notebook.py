@@ -209,6 +209,25 @@ def test_two_runs_of_one_notebook_exclude_each_other(folder: Path) -> None:
         run(TASK, "smoke")
 
 
+def test_training_state_outlives_another_evaluation(folder: Path) -> None:
+    loop = "# %%\nfit = Training(folder, model)\n"
+    evaluation = "# %% [markdown]\n# ## 5. Evaluation\n# %%\nprint(score)\n"
+
+    def key(source: str) -> str:
+        write_script(source)
+        return run_key(TASK, "smoke", "auto", prose=False)
+
+    training = key(SCRIPT + loop + evaluation)
+    assert key(SCRIPT + loop + evaluation + "print(error)\n") == training
+    assert key(SCRIPT + loop.replace("model", "other") + evaluation) != training
+    # A cell that trains belongs to the training wherever it stands, and so does unknown code.
+    late = key(SCRIPT + loop + evaluation + loop)
+    assert late != training
+    assert key(SCRIPT + loop + evaluation + loop + "print(error)\n") != late
+    plain = key(SCRIPT + evaluation)
+    assert key(SCRIPT + evaluation + "print(error)\n") != plain
+
+
 def test_the_key_covers_everything_that_results_depend_on(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "e2e_utils").mkdir()
     (tmp_path / "data" / "simulate").mkdir(parents=True)

@@ -119,12 +119,23 @@ def data_state(task: str, data_source: str, data: str | None = None) -> str:
 
 
 def training_hash(task: str) -> str:
-    """`source_hash` without the prose: texts and comments of the script train nothing."""
+    """`source_hash` of what trains: texts, comments and the evaluation of the script do not."""
     script = paths.script_path(task)
     others = (path for path in script.parent.rglob("*") if path.suffix in SOURCE_SUFFIXES)
-    return code_hash(script.read_text(encoding="utf-8")) + hash_files(
-        path for path in others if path != script
-    )
+    code = training_code(script.read_text(encoding="utf-8"))
+    return code_hash(code) + hash_files(path for path in others if path != script)
+
+
+def training_code(source: str) -> str:
+    """A percent script up to its section "Evaluation", which is all that trains.
+
+    Where a later cell opens a `Training` of its own, or none does, it is the whole script.
+    """
+    start = re.search(r"^# ## [\d.]* *Evaluation", source, re.MULTILINE)
+    trainings = [match.start() for match in re.finditer(r"\bTraining\(", source)]
+    if start is None or not trainings or trainings[-1] > start.start():
+        return source
+    return source[: start.start()]
 
 
 def run_key(

@@ -154,7 +154,7 @@ def conclude(
 def keep_state_of(folder: Path, key: str, force: bool) -> float:
     """Training state may only be resumed by a run with the same code, data and parameters.
 
-    Its text may differ: who rewrites a conclusion need not train again.
+    Its text and evaluation may differ: who redraws a figure need not train again.
 
     Returns the seconds that earlier starts of this run have taken, by their run.log.
     """
