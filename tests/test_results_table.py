@@ -17,7 +17,6 @@ from tools.results_table import (
     generated_texts,
     public_result,
     results_block,
-    trivial_baseline,
     update,
 )
 
@@ -38,24 +37,35 @@ def test_best_baseline_knows_the_direction() -> None:
 
 def test_standins_are_labelled_and_official_results_are_not() -> None:
     block = results_block({TASK: metrics_of("standard", source="standin")})
-    assert "**simulated stand-in**" in block
+    assert "**On simulated stand-in events**" in block
+    assert "On official events" not in block
     assert STANDIN_NOTE in block
     assert f"[PDF](weights/{TASK}/{TASK}.pdf)" in block
     assert "0.8000** [0.7900, 0.8100] ± 0.0020" in block
     official = results_block({TASK: metrics_of("standard", source="official")})
+    assert official.startswith("**On official events.**")
     assert "stand-in" not in official
 
 
-def test_trivial_baseline_is_the_one_without_learning() -> None:
-    metrics = metrics_of("quick")
-    metrics["baselines"] = {
-        "gradient_boosting": {"roc_auc": {"value": 0.78, "low": 0.77, "high": 0.79}},
-        "constant": {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}},
-        "median": {"mae": {"value": 3.0, "low": 2.0, "high": 4.0}},
+def test_official_events_lead_the_best_arm_first() -> None:
+    metrics = metrics_of("standard", source="standin")
+    values = {"worse": 0.7, "better": 0.86, "third": 0.6, "fourth": 0.5, "fifth": 0.4}
+    arms = {
+        name: {
+            "roc_auc": {"value": value, "low": value - 0.01, "high": value + 0.01},
+            "info": {"description": f"the {name} one"},
+        }
+        for name, value in values.items()
     }
-    assert trivial_baseline(metrics)[0] == "constant"
-    del metrics["baselines"]["constant"]
-    assert trivial_baseline(metrics) is None  # the median's MAE says nothing about an AUC
+    metrics["variants"] = {"official_rows": arms}
+    block = results_block({TASK: metrics})
+    official, standins = block.split("**On simulated stand-in events**")
+    rows = [line for line in official.splitlines() if line.startswith(f"| [{metrics['title']}]")]
+    assert len(rows) == 4
+    assert "the better one | ROC-AUC **0.860** [0.850, 0.870] |" in rows[0]
+    assert "the worse one | ROC-AUC 0.700 [0.690, 0.710] |" in rows[1]  # only the best is bold
+    assert f"| | others: {public_result(TASK)} | |" in official
+    assert "0.8000" in standins
 
 
 def test_every_task_has_a_public_result_with_its_source() -> None:

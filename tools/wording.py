@@ -3,10 +3,10 @@
 from e2e_utils.metric_text import format_entry, metric_name
 
 STANDIN_NOTE = (
-    "Results marked *simulated stand-in* were trained and tested on events that this repository "
-    "simulates, because the official files could not be fetched where it was run. They show that "
-    "the method works and how models compare with each other; **they must not be compared with "
-    "numbers on the official data.** `make all DATA_SOURCE=official` produces those."
+    "*Simulated stand-in events* come from this repository, because the official files could not "
+    "be fetched where it was run. Results on them show that the method works and how models "
+    "compare with each other; **they must not be compared with numbers on the official data.** "
+    "`make all DATA_SOURCE=official` produces those."
 )
 
 
