@@ -209,13 +209,44 @@ def test_two_runs_of_one_notebook_exclude_each_other(folder: Path) -> None:
         run(TASK, "smoke")
 
 
+def test_new_text_is_put_around_the_outputs_that_are_there(folder: Path) -> None:
+    assert run(TASK, "smoke") == "ran"
+    before = nbformat.read(folder / f"{TASK}.ipynb", as_version=4)
+    text = SCRIPT.replace("# # A run", "# # A better title")
+    text = text.replace("    pass\n", "    pass  # nothing to do\n")
+    write_script(text + "\n# %% [markdown]\n# A conclusion.\n")
+    assert run(TASK, "smoke") == "rewritten"
+    after = nbformat.read(folder / f"{TASK}.ipynb", as_version=4)
+    assert after.cells[0].source == "# A better title"
+    assert after.cells[-1].source == "A conclusion."
+    assert "# nothing to do" in after.cells[3].source
+    assert [c.get("outputs") for c in after.cells[:-1]] == [c.get("outputs") for c in before.cells]
+    assert after.cells[1].execution_count == 1
+    assert after.metadata.e2e.seconds == before.metadata.e2e.seconds
+    assert stale_reason(folder, TASK, run_key(TASK, "smoke", "auto")) is None
+    assert run(TASK, "smoke") == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("range(3)", "range(4)"),  # other code
+        ('print("a warning"', '# %%\nprint("a warning"'),  # the same in other cells
+    ],
+)
+def test_other_code_is_run(folder: Path, old: str, new: str) -> None:
+    assert run(TASK, "smoke") == "ran"
+    write_script(SCRIPT.replace(old, new))
+    assert run(TASK, "smoke") == "ran"
+
+
 def test_training_state_outlives_another_evaluation(folder: Path) -> None:
     loop = "# %%\nfit = Training(folder, model)\n"
     evaluation = "# %% [markdown]\n# ## 5. Evaluation\n# %%\nprint(score)\n"
 
     def key(source: str) -> str:
         write_script(source)
-        return run_key(TASK, "smoke", "auto", prose=False)
+        return run_key(TASK, "smoke", "auto", part="training")
 
     training = key(SCRIPT + loop + evaluation)
     assert key(SCRIPT + loop + evaluation + "print(error)\n") == training
@@ -236,14 +267,14 @@ def test_the_key_covers_everything_that_results_depend_on(folder: Path, tmp_path
     )
     script = SCRIPT + "# %%\nfrom data.simulate.jets import simulate\n"
     write_script(script)
-    training = run_key(TASK, "smoke", "auto", prose=False)
+    training = run_key(TASK, "smoke", "auto", part="training")
     keys = [run_key(TASK, "smoke", "auto"), run_key(TASK, "quick", "auto")]
     keys.append(run_key(TASK, "smoke", "standin"))
     write_script(script + "# %% [markdown]\n# Another conclusion.\n")
     keys.append(run_key(TASK, "smoke", "auto"))
-    assert run_key(TASK, "smoke", "auto", prose=False) == training
+    assert run_key(TASK, "smoke", "auto", part="training") == training
     write_script(script + "CHANGED = True\n")
-    assert run_key(TASK, "smoke", "auto", prose=False) != training
+    assert run_key(TASK, "smoke", "auto", part="training") != training
     (tmp_path / "data" / "simulate" / "jets.py").write_text("from e2e_utils.metrics import auc")
     keys.append(run_key(TASK, "smoke", "auto"))
     (tmp_path / "e2e_utils" / "metrics.py").write_text("def auc(): ...")

@@ -7,7 +7,8 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from e2e_utils import paths
@@ -118,12 +119,12 @@ def data_state(task: str, data_source: str, data: str | None = None) -> str:
     return hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:16]
 
 
-def training_hash(task: str) -> str:
-    """`source_hash` of what trains: texts, comments and the evaluation of the script do not."""
+def script_hash(task: str, part: Callable[[str], str] = str) -> str:
+    """`source_hash` without texts and comments of the script, of a part of its code."""
     script = paths.script_path(task)
     others = (path for path in script.parent.rglob("*") if path.suffix in SOURCE_SUFFIXES)
-    code = training_code(script.read_text(encoding="utf-8"))
-    return code_hash(code) + hash_files(path for path in others if path != script)
+    code = code_hash(part(script.read_text(encoding="utf-8")))
+    return code + hash_files(path for path in others if path != script)
 
 
 def training_code(source: str) -> str:
@@ -139,13 +140,22 @@ def training_code(source: str) -> str:
 
 
 def run_key(
-    task: str, profile: str, data_source: str, data: str | None = None, prose: bool = True
+    task: str, profile: str, data_source: str, data: str | None = None, part: str = "all"
 ) -> str:
-    """16 hex digits over everything that a run depends on; without ``prose``, its training."""
+    """16 hex digits over everything that a run depends on.
+
+    ``part`` of the script that counts: "all" of it, its "code" without the prose, or only the
+    "training", which neither prose nor evaluation change.
+    """
+    hashes = {
+        "all": source_hash,
+        "code": script_hash,
+        "training": partial(script_hash, part=training_code),
+    }
     parts = [
         profile,
         data_state(task, data_source, data),
-        source_hash(task) if prose else training_hash(task),
+        hashes[part](task),
         json.dumps(code_state(task, data_source, data)),
         json.dumps([product_hashes(paths.WEIGHTS / other) for other in upstream_tasks(task)]),
     ]

@@ -28,6 +28,7 @@ from e2e_utils.locks import locked
 from e2e_utils.paths import display_path
 from e2e_utils.profiles import PROFILES, SOURCES
 from e2e_utils.versions import library_versions
+from tools.imported_code import code_hash
 from tools.kernel_variables import kernel_variables
 from tools.notebook_outputs import PROGRESS_BAR, clean_outputs, joined, strip_ansi
 from tools.provenance import (
@@ -57,15 +58,22 @@ def run(
     data: str | None = None,
     force: bool = False,
 ) -> str:
-    """Execute the notebook of ``task`` unless it is up to date; "ran" or "unchanged".
+    """Execute the notebook of ``task`` unless it is up to date; "ran", "unchanged" or "rewritten".
+
+    Where nothing but text and comments have changed since the run, they are rewritten around the
+    outputs that are there.
 
     Raises InputError for unusable parameters or data, NotebookFailure for a cell that failed.
     """
     check_task(task)
     key = run_key(task, profile, data_source, data)
     folder = paths.run_directory(profile, task)
+    code_key = run_key(task, profile, data_source, data, part="code")
     if not force and stale_reason(folder, task, key) is None:
         return "unchanged"
+    if not force and has_code(folder, task, code_key):
+        rewrite(folder, task, {"key": key, "source_hash": source_hash(task)})
+        return "rewritten"
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {
         "PROFILE": profile,
@@ -75,6 +83,7 @@ def run(
     # Of what runs, not of what is there when it ends.
     stamp = {
         "key": key,
+        "code_key": code_key,
         "profile": profile,
         "requested_source": data_source,
         "data_state": data_state(task, data_source, data),
@@ -84,7 +93,7 @@ def run(
     code = code_state(task, data_source, data)
     started = time.time()
     with reporting_full_disk(folder / "run.log"), only_run(folder) as stream:
-        training = run_key(task, profile, data_source, data, prose=False)
+        training = run_key(task, profile, data_source, data, part="training")
         earlier = keep_state_of(folder, training, force)
         stream.truncate(0)
         log = RunLog(stream, earlier)
@@ -103,6 +112,40 @@ def run(
         conclude(folder, task, nb, stamp, code, started)
         log.write("finished")
     return "ran"
+
+
+def has_code(folder: Path, task: str, code_key: str) -> bool:
+    """Whether the run in ``folder`` is complete and of this code; its text may be another."""
+    if stale_reason(folder, task) is not None:
+        return False
+    executed = read_json(folder / f"{task}.ipynb")
+    if executed["metadata"]["e2e"].get("code_key") != code_key:
+        return False
+    before, today = (
+        [code_hash(joined(cell["source"])) for cell in code_cells(nb)]
+        for nb in (executed, load_script(task))
+    )
+    return before == today
+
+
+def code_cells(nb: dict) -> list[dict]:
+    """The cells of a notebook that can be executed."""
+    return [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
+
+
+def rewrite(folder: Path, task: str, stamp: dict[str, str]) -> None:
+    """Put today's text and comments around the outputs of a run of the same code."""
+    executed = read_json(folder / f"{task}.ipynb")
+    metrics = read_json(folder / "metrics.json")
+    nb = finish(load_script(task), executed["metadata"]["e2e"] | stamp)
+    for cell, before in zip(code_cells(nb), code_cells(executed), strict=True):
+        cell |= {name: before[name] for name in ("outputs", "execution_count")}
+    nb["metadata"]["language_info"] = executed["metadata"]["language_info"]
+    metrics["provenance"] |= stamp
+    with only_run(folder) as stream:
+        write_notebook(folder / f"{task}.ipynb", nb)
+        write_json(folder / "metrics.json", metrics)
+        stream.write("text rewritten around the outputs of this run\n")
 
 
 @contextmanager
@@ -428,6 +471,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     if outcome == "unchanged":
         print(f"{options.task}: nothing to do, {shown} is up to date")
+    elif outcome == "rewritten":
+        print(f"{options.task}: only text has changed; rewritten in {shown}")
     else:
         seconds = read_json(folder / "metrics.json")["provenance"]["seconds"]
         print(f"{options.task}: executed in {seconds:.0f} s, results in {shown}")
