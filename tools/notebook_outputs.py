@@ -18,6 +18,8 @@ PREFERENCE = (
     "image/svg+xml",
     "image/png",
     "image/jpeg",
+    "image/gif",
+    "image/webp",
     "text/html",
     "text/markdown",
     "text/latex",
@@ -124,11 +126,3 @@ def clean_outputs(outputs: list[dict], replacements: dict[str, str] | None = Non
             merged.append(dict(output))
     cleaned = (clean_output(output, replacements) for output in merged)
     return [output for output in cleaned if output is not None]
-
-
-def preferred(data: dict) -> tuple[str, str] | None:
-    """(type, content) of the richest representation that the PDF can show."""
-    for kind in PREFERENCE:
-        if kind in data:
-            return kind, joined(data[kind])
-    return None

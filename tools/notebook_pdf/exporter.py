@@ -11,27 +11,40 @@ import json
 import re
 import shutil
 import struct
-import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from nbconvert.exporters import Exporter
 from nbformat import NotebookNode
+from traitlets import Float
 
 from e2e_utils.errors import InputError
-from tools.notebook_outputs import clean_outputs, joined, preferred
+from tools.notebook_outputs import clean_outputs, joined
+from tools.notebook_pdf.time_limit import TIME_LIMIT, Deadline
 from tools.provenance import layout_hash, notebook_hash
+from tools.readable_outputs import DATA_URI, NOTE, readable
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "notebook.typ"
 READER = HERE / "reader.lua"
 
+# Typst's own process: inside this one nothing could end it.
+COMPILE = """
+import sys, typst
+try:
+    typst.compile(sys.argv[1], output=sys.argv[2], root=sys.argv[1].rpartition("/")[0],
+                  format="pdf", ignore_system_fonts=True)
+except typst.TypstError as error:
+    sys.exit(str(error))
+"""
 SOURCE_LABELS = {
     "official": "official data",
     "standin": "simulated stand-in data",
     "file": "given data",
 }
 MAX_LINES = 120  # of one text output; the notebook has them all
+MAX_CHARACTERS = 2000  # of one of its lines
 PIXELS_PER_INCH = 100  # of the notebooks' figures
 PRINT_SCALE = 0.74  # figures shrink with the text, so that two fit on a page beside their code
 # Imported by name: Typst's formulas know functions called accent, mono, ...
@@ -41,11 +54,15 @@ TEMPLATE_NAMES = (
     "contents",
     "input-cell",
     "plain-output",
+    "note-output",
     "figure-output",
     "fitted-table",
     "horizontalrule",
 )
-DATA_URI = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,([A-Za-z0-9+/=\s]+)")
+SUFFIXES = {"png": "png", "jpeg": "jpg", "gif": "gif", "webp": "webp", "svg+xml": "svg"}
+# A drawing in HTML; icons that refer to drawings elsewhere in it are left out.
+INLINE_SVG = re.compile(r"<svg\b.*?</svg\s*>", re.DOTALL | re.IGNORECASE)
+SVG_NAMESPACE = 'xmlns="http://www.w3.org/2000/svg"'
 
 
 class TypstPDFExporter(Exporter):
@@ -53,6 +70,7 @@ class TypstPDFExporter(Exporter):
 
     export_from_notebook = "PDF via Typst"
     output_mimetype = "application/pdf"
+    time_limit = Float(TIME_LIMIT, help="seconds that a notebook may take").tag(config=True)
 
     def _file_extension_default(self) -> str:
         return ".pdf"
@@ -64,21 +82,26 @@ class TypstPDFExporter(Exporter):
         nb, resources = super().from_notebook_node(nb, resources, **kw)
         metadata = resources.get("metadata", {})
         folder = Path(metadata.get("path") or ".")
-        return notebook_to_pdf(nb, folder, metadata.get("name", "notebook")), resources
+        name = metadata.get("name", "notebook")
+        return notebook_to_pdf(nb, folder, name, self.time_limit), resources
 
 
-def notebook_to_pdf(nb: dict, base: Path, name: str = "notebook") -> bytes:
+def notebook_to_pdf(
+    nb: dict, base: Path, name: str = "notebook", seconds: float = TIME_LIMIT
+) -> bytes:
     """PDF bytes of a notebook; images of Markdown cells are looked up below ``base``.
 
-    Raises InputError for formulas that pandoc cannot translate and for missing images.
+    Raises InputError for formulas that pandoc cannot translate, for missing images, and for a
+    notebook that takes longer than ``seconds``.
     """
+    deadline = Deadline(seconds, name, nb)
     with tempfile.TemporaryDirectory(prefix="typst-") as temporary:
         folder = Path(temporary)
-        body = pandoc_body(notebook_parts(nb, folder), base, folder, name)
+        body = pandoc_body(notebook_parts(nb, folder), base, folder, name, deadline)
         shutil.copy(TEMPLATE, folder / TEMPLATE.name)
         document = folder / "document.typ"
         document.write_text(preamble(nb, name) + body, encoding="utf-8")
-        return compile_typst(document, name)
+        return compile_typst(document, name, deadline)
 
 
 def notebook_parts(nb: dict, folder: Path) -> list[dict]:
@@ -112,13 +135,16 @@ def output_part(output: dict, folder: Path, cell: int, index: int) -> dict | Non
         return plain_part(output["text"], output["name"], cell)
     if output["output_type"] == "error":
         return plain_part("\n".join(output["traceback"]), "error", cell)
-    chosen = preferred(output["data"])
+    chosen = readable(output["data"])
     if chosen is None:
         return None
     kind, content = chosen
+    if kind == NOTE:
+        return part("typst", f"#note-output({typst_string(content)})", cell)
     if kind == "text/plain":
         return plain_part(content, "stdout", cell)
     if kind == "text/html":
+        content = extract_drawings(content, folder, cell)
         return part("html", extract_data_uris(content, folder, cell), cell)
     if kind.startswith("text/"):
         return part("markdown", extract_data_uris(content, folder, cell), cell)
@@ -126,21 +152,34 @@ def output_part(output: dict, folder: Path, cell: int, index: int) -> dict | Non
 
 
 def plain_part(text: str, kind: str, cell: int) -> dict | None:
-    """Printed text, at most MAX_LINES of it; None where there is only white space."""
-    lines = [line.rstrip() for line in text.strip("\n").split("\n")]
-    if not any(lines):
+    """Printed text as a piece of the document; None where there is only white space."""
+    lines = plain_lines(text)
+    if not lines:
         return None
-    if len(lines) > MAX_LINES:
-        left_out = len(lines) - MAX_LINES
+    content = typst_string("\n".join(lines))
+    return part("typst", f'#plain-output({content}, kind: "{kind}")', cell)
+
+
+def plain_lines(text: str) -> list[str]:
+    """Lines of printed text, at most MAX_LINES of them; none where there is only white space."""
+    lines = [shortened(line.rstrip()) for line in text.strip("\n").split("\n")]
+    if not any(lines):
+        return []
+    left_out = len(lines) - MAX_LINES
+    if left_out > 0:
         lines = [*lines[:MAX_LINES], f"… {left_out} more lines in the notebook"]
-    return part(
-        "typst", f'#plain-output({typst_string(chr(10).join(lines))}, kind: "{kind}")', cell
-    )
+    return lines
+
+
+def shortened(line: str) -> str:
+    """A line of printed text, at most MAX_CHARACTERS of it."""
+    left_out = len(line) - MAX_CHARACTERS
+    return line if left_out <= 0 else f"{line[:MAX_CHARACTERS]} … {left_out} more characters"
 
 
 def figure_part(kind: str, content: str, folder: Path, cell: int, index: int) -> dict:
     """A figure of that MIME type, written to ``folder``."""
-    suffix = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}[kind]
+    suffix = SUFFIXES[kind.removeprefix("image/")]
     path = folder / f"figure-{cell}-{index}.{suffix}"
     if suffix == "svg":
         path.write_text(content, encoding="utf-8")
@@ -152,6 +191,20 @@ def figure_part(kind: str, content: str, folder: Path, cell: int, index: int) ->
         pixels = struct.unpack(">I", image[16:20])[0]  # IHDR begins with the width
         width = f"{pixels / PIXELS_PER_INCH * 72 * PRINT_SCALE:.1f}pt"
     return part("typst", f'#figure-output("{path.name}", width: {width})', cell)
+
+
+def extract_drawings(html: str, folder: Path, cell: int) -> str:
+    """Replace SVG elements by files: pandoc would keep them as addresses that nothing reads."""
+
+    def write(match: re.Match) -> str:
+        svg = match[0]
+        if "<use" in svg:
+            return ""
+        if SVG_NAMESPACE not in svg:
+            svg = svg.replace("<svg", f"<svg {SVG_NAMESPACE}", 1)
+        return f'<img src="{write_image(svg.encode(), "svg", folder, cell)}">'
+
+    return INLINE_SVG.sub(write, html)
 
 
 def write_attachments(attachments: dict, folder: Path, cell: int) -> dict[str, str]:
@@ -168,13 +221,16 @@ def extract_data_uris(text: str, folder: Path, cell: int) -> str:
     """Replace images written inside the text by files."""
 
     def write(match: re.Match) -> str:
-        content = base64.b64decode(match[2])
-        suffix = {"png": "png", "jpeg": "jpg", "svg+xml": "svg"}[match[1]]
-        path = folder / f"inline-{cell}-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
-        path.write_bytes(content)
-        return str(path)
+        return write_image(base64.b64decode(match[2]), SUFFIXES[match[1]], folder, cell)
 
     return DATA_URI.sub(write, text)
+
+
+def write_image(content: bytes, suffix: str, folder: Path, cell: int) -> str:
+    """Write an image that stood inside a text; its path."""
+    path = folder / f"inline-{cell}-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
+    path.write_bytes(content)
+    return str(path)
 
 
 def typst_string(text: str) -> str:
@@ -230,21 +286,30 @@ def notebook_title(nb: dict) -> str | None:
             match = re.search(r"^# +(.+)$", joined(cell["source"]), re.MULTILINE)
             if match:
                 text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", match[1])
+                text = re.sub(r"</?[a-zA-Z][^>]*>", "", text)  # anchors
                 return re.sub(r"[*`$\\]", "", text).strip()
     return None
 
 
-def pandoc_body(parts: list[dict], base: Path, folder: Path, name: str) -> str:
+def pandoc_body(
+    parts: list[dict], base: Path, folder: Path, name: str, deadline: Deadline | None = None
+) -> str:
     """Typst text of the parts, by pandoc with our reader."""
-    import pypandoc  # takes 0.1 s: only where a PDF is made
-
     document = {"base": str(base.resolve()), "folder": str(folder), "parts": parts}
-    result = subprocess.run(
-        [pypandoc.get_pandoc_path(), "--from", READER, "--to", "typst", "--wrap=none"],
-        input=json.dumps(document),
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
+    return run_pandoc(
+        ["--from", str(READER), "--to", "typst", "--wrap=none"], document, name, deadline
+    )
+
+
+def run_pandoc(arguments: list, document: dict, name: str, deadline: Deadline | None = None) -> str:
+    """What pandoc makes of a document that one of our readers understands.
+
+    Raises InputError for a missing image, for TeX that pandoc does not know, and at the deadline.
+    """
+    import pypandoc  # takes 0.1 s: only where something is exported
+
+    result = (deadline or Deadline(TIME_LIMIT, name)).run(
+        [pypandoc.get_pandoc_path(), *arguments], "pandoc", json.dumps(document)
     )
     missing = re.search(r"missing image: (.+) in cell (\d+)", result.stderr)
     if missing:
@@ -263,16 +328,17 @@ def pandoc_body(parts: list[dict], base: Path, folder: Path, name: str) -> str:
     return result.stdout
 
 
-def compile_typst(document: Path, name: str) -> bytes:
-    """PDF bytes of a Typst document; raises InputError with Typst's message."""
-    import typst
+def compile_typst(document: Path, name: str, deadline: Deadline | None = None) -> bytes:
+    """PDF bytes of a Typst document, by a process of its own, which a deadline can stop.
 
-    try:
-        return typst.compile(
-            str(document), root=str(document.parent), format="pdf", ignore_system_fonts=True
-        )
-    except typst.TypstError as error:
-        raise RuntimeError(f"Typst failed on {name}: {one_line(str(error))}") from error
+    Raises InputError at the deadline, RuntimeError with Typst's message.
+    """
+    pdf = document.with_suffix(".pdf")
+    command = [sys.executable, "-c", COMPILE, str(document), str(pdf)]
+    result = (deadline or Deadline(TIME_LIMIT, name)).run(command, "Typst")
+    if result.returncode:
+        raise RuntimeError(f"Typst failed on {name}: {one_line(result.stderr)}")
+    return pdf.read_bytes()
 
 
 def one_line(text: str) -> str:

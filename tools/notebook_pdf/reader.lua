@@ -1,14 +1,7 @@
--- Pandoc reader: the parts of a notebook (JSON made by exporter.py) as one document.
--- Every part is parsed by itself, so that an open fence or tag cannot swallow the next cell.
+-- Pandoc reader: the parts of a notebook (JSON made by exporter.py) as one Typst document.
 
--- GitHub's dialect: what the notebook looks like there is what it should look like in print.
-local MARKDOWN = "gfm+tex_math_dollars+footnotes-yaml_metadata_block"
-local MATH_ENVIRONMENTS = {
-  align = "aligned", ["align*"] = "aligned", aligned = "aligned",
-  equation = false, ["equation*"] = false,
-  gather = "gathered", ["gather*"] = "gathered",
-  multline = "gathered", ["multline*"] = "gathered",
-}
+local markup = dofile(pandoc.path.join({ pandoc.path.directory(PANDOC_SCRIPT_FILE), "markup.lua" }))
+
 -- Names that texmath writes and that Typst has given up, as {pattern, replacement}.
 local RENAMED_SYMBOLS = {
   { "%f[%w]sect%f[%W]", "inter" },
@@ -30,21 +23,6 @@ local function size_delimiters(tex)
   return (tex:gsub("\\[bB]igg?l%f[^%a]", "\\left"):gsub("\\[bB]igg?r%f[^%a]", "\\right"))
 end
 
--- TeX that MathJax accepts and texmath does not, or translates badly.
-local function prepare_tex(tex)
-  tex = tex:gsub("\\!", ""):gsub("\\bigm", "\\big"):gsub("\\Bigm", "\\Big")
-  tex = tex:gsub("\\biggm", "\\bigg"):gsub("\\|", "\\Vert ")
-  tex = size_delimiters(tex)
-  local name, body = tex:match("^%s*\\begin{(%a+%*?)}(.*)\\end{%a+%*?}%s*$")
-  local inner = name and MATH_ENVIRONMENTS[name]
-  if inner then
-    tex = "\\begin{" .. inner .. "}" .. body .. "\\end{" .. inner .. "}"
-  elseif inner == false then
-    tex = body
-  end
-  return tex
-end
-
 local function repair_typst(typst)
   for _, rule in ipairs(RENAMED_SYMBOLS) do
     typst = typst:gsub(rule[1], rule[2])
@@ -61,7 +39,7 @@ local function repair_typst(typst)
 end
 
 local function convert_math(math)
-  local tex = prepare_tex(math.text)
+  local tex = size_delimiters(markup.prepare_tex(math.text))
   local document = pandoc.Pandoc({ pandoc.Plain({ pandoc.Math(math.mathtype, tex) }) })
   local typst = pandoc.write(document, "typst", { wrap_text = "none" })
   return pandoc.RawInline("typst", repair_typst(typst))
@@ -78,48 +56,19 @@ local function escape_start(block)
 end
 
 local function convert_image(image, part)
-  local source = image.src
-  if source:match("^%a+://") or source:match("^//") then
+  local path = markup.image_path(image, part, base)
+  if not path then
     return #image.caption > 0 and image.caption or pandoc.Str("[remote image]")
-  end
-  local attached = source:match("^attachment:(.*)$")
-  local path
-  if attached then
-    path = part.attachments[attached]
-  else
-    path = pandoc.path.is_absolute(source) and source or pandoc.path.join({ base, source })
-  end
-  local stream = path and io.open(path, "rb")
-  if not stream then
-    error("missing image: " .. source .. " in cell " .. part.cell)
   end
   image_count = image_count + 1
   local copy = "image-" .. image_count .. (path:match("%.%w+$") or ".png")
   local target = assert(io.open(pandoc.path.join({ folder, copy }), "wb"))
+  local stream = assert(io.open(path, "rb"))
   target:write(stream:read("a"))
   stream:close()
   target:close()
   image.src = copy
   return image
-end
-
-local function is_number(cell)
-  local text = pandoc.utils.stringify(cell.contents):gsub("%s", "")
-  return text == "" or text:match("^[%+%-−±%d%.,%%eE%[%]%(%)–/]+$") ~= nil
-    or text == "NaN" or text == "nan" or text == "inf"
-end
-
--- pandas writes the name of the index into a second row of the head: one row is enough.
-local function merge_head(head)
-  local first, second = head.rows[1], head.rows[2]
-  if #head.rows ~= 2 then return end
-  for i, cell in ipairs(second.cells) do
-    local empty = pandoc.utils.stringify(cell.contents) == ""
-    if (i == 1) == empty then return end
-  end
-  if pandoc.utils.stringify(first.cells[1].contents) ~= "" then return end
-  first.cells[1].contents = second.cells[1].contents
-  head.rows = { first }
 end
 
 -- Number of characters that the columns need at least: their longest words, added.
@@ -141,22 +90,8 @@ local function minimum_width(tbl)
   return total
 end
 
--- HTML tables carry no alignment that pandoc understands: numbers to the right, words to the left.
 local function convert_table(tbl)
-  merge_head(tbl.head)
-  local numeric = {}
-  for _, body in ipairs(tbl.bodies) do
-    for _, row in ipairs(body.body) do
-      for i, cell in ipairs(row.cells) do
-        if numeric[i] ~= false then numeric[i] = is_number(cell) end
-      end
-    end
-  end
-  for i, spec in ipairs(tbl.colspecs) do
-    if spec[1] == pandoc.AlignDefault then
-      tbl.colspecs[i] = { numeric[i] and pandoc.AlignRight or pandoc.AlignLeft, spec[2] }
-    end
-  end
+  markup.align_table(tbl)
   return {
     pandoc.RawBlock("typst", "#fitted-table(" .. minimum_width(tbl) .. ", " .. #tbl.colspecs .. ")["),
     tbl,
@@ -164,37 +99,24 @@ local function convert_table(tbl)
   }
 end
 
--- MathJax shows \begin{align} without dollars; Markdown would eat its backslashes.
-local function wrap_environments(text)
-  text = "\n" .. text .. "\n"  -- a table row needs its end of line
-  for name in pairs(MATH_ENVIRONMENTS) do
-    local tag = name:gsub("%*", "%%*")
-    text = text:gsub("\n(%s*\\begin{" .. tag .. "}.-\\end{" .. tag .. "})[ \t]*%f[\n\0]", function(block)
-      return "\n$$" .. block .. "$$"
-    end)
-  end
-  return text
+-- A label needs something to stand on.
+local function anchor(identifier)
+  return "#metadata(none)<" .. identifier .. ">"
 end
 
-local function convert_raw_block(block)
-  if block.format == "html" then
-    return pandoc.read(block.text, "html+tex_math_dollars").blocks
-  end
-end
-
-local function convert_raw_inline(inline)
-  if inline.format ~= "html" then return nil end
-  if inline.text:match("^<br%s*/?>") then return pandoc.LineBreak() end
-  if inline.text:match("^<img%s") then
-    return pandoc.utils.blocks_to_inlines(pandoc.read(inline.text, "html").blocks)
-  end
+local function convert_span(span)
+  if span.identifier == "" then return nil end
+  local label = pandoc.RawInline("typst", anchor(span.identifier))
+  span.identifier = ""
+  return { label, span }
 end
 
 local function convert_header(header)
   if header.level == 1 and not title_done then
     title_done = true
+    local label = header.identifier ~= "" and anchor(header.identifier) .. "\n" or ""
     return {
-      pandoc.RawBlock("typst", "#title-block(facts: facts)["),
+      pandoc.RawBlock("typst", label .. "#title-block(facts: facts)["),
       pandoc.Plain(header.content),
       pandoc.RawBlock("typst", "]\n#contents()"),
     }
@@ -205,26 +127,21 @@ local function read_part(part)
   if part.kind == "typst" then
     return { pandoc.RawBlock("typst", part.text) }
   end
-  local format = part.kind == "html" and "html" or MARKDOWN
-  local text = part.kind == "html" and part.text or wrap_environments(part.text)
-  local document = pandoc.read(text, format)
-  -- Raw blocks first: they become blocks that the other functions must see.
-  document = document:walk({ RawBlock = convert_raw_block, RawInline = convert_raw_inline })
-  document = document:walk({
+  local blocks = markup.read_blocks(part):walk({
     Image = function(image) return convert_image(image, part) end,
-    Header = convert_header,
     Table = convert_table,
   })
-  document = document:walk({ Math = convert_math })
-  return document:walk({ Plain = escape_start, Para = escape_start }).blocks
+  blocks = blocks:walk({ Math = convert_math })
+  return blocks:walk({ Plain = escape_start, Para = escape_start })
 end
 
 function Reader(input)
   local notebook = pandoc.json.decode(tostring(input), false)
   base, folder = notebook.base, notebook.folder
-  local blocks = pandoc.List()
+  local blocks = pandoc.Blocks({})
   for _, part in ipairs(notebook.parts) do
     blocks:extend(read_part(part))
   end
-  return pandoc.Pandoc(blocks)
+  blocks = markup.resolve_links(blocks, false)
+  return pandoc.Pandoc(blocks:walk({ Header = convert_header, Span = convert_span }))
 end
