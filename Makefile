@@ -25,7 +25,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help all test data pdf score results badges publish check bench colab-check clean distclean $(TASKS)
+.PHONY: help all test data pdf site score results badges publish check bench colab-check clean distclean $(TASKS)
 
 help:  ## this text
 	@echo "usage: make <target> [PROFILE=quick|standard|full] [DATA_SOURCE=auto|official|standin]"
@@ -55,6 +55,9 @@ $(TASKS): $(READY)
 
 pdf: $(READY)  ## write the PDFs of the executed notebooks again
 	@$(PY) -m tools.regenerate $(FLAGS) --stage pdf
+
+site: $(READY)  ## the published notebooks as a static site, to read in a browser: build/site/index.html
+	@$(PY) -m tools.site
 
 score: $(READY)  ## score an independent sample: TASK=common_task1 DATA=a.hdf5[,b.hdf5] [MODEL=...] [OUT=...]
 	@$(PY) -m tools.score $(TASK) --data "$(DATA)" $(if $(MODEL),--model $(MODEL)) $(if $(OUT),--out "$(OUT)") $(if $(PREDICTIONS_ONLY),--predictions-only)

@@ -1,0 +1,1 @@
+"""The published notebooks as a static site: `make site`."""

@@ -1,0 +1,75 @@
+"""A page of the site: parts of Markdown, outputs in HTML and ready HTML, put together by pandoc.
+
+Formulas become MathML, which every browser draws by itself: no script and no other host is needed.
+"""
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.notebook_pdf.exporter import run_pandoc
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Site:
+    """The folder that is written, and where the repository's files are found from its pages."""
+
+    folder: Path
+    addresses: dict[str, str]  # path from the repository's root -> address on the site
+    elsewhere: str = ""  # address of all other files, where the repository is known
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page before it is written."""
+
+    name: str  # of its file, without .html
+    title: str
+    parts: list[dict]
+    base: Path  # images of its Markdown are looked up from here ...
+    here: str = ""  # ... which is this folder of the repository
+    images: str = "assets"  # folder of the site that they are copied to
+    below_title: str = ""
+    bar: str = ""
+    side: str = ""  # below the contents; without it there are none
+    after: str = ""
+
+
+def write_page(site: Site, page: Page) -> None:
+    """Write a page and the images of its Markdown.
+
+    Raises InputError for a missing image and for a formula that pandoc does not know.
+    """
+    target = site.folder / page.images
+    target.mkdir(exist_ok=True)
+    document = {
+        "parts": page.parts,
+        "base": str(page.base.resolve()),
+        "here": page.here,
+        "target": str(target),
+        "prefix": f"{page.images}/",
+        "addresses": site.addresses,
+        "elsewhere": site.elsewhere,
+        "below_title": page.below_title,
+    }
+    variables = {
+        "pagetitle": html.escape(page.title),
+        "description": html.escape(page.title),
+        "kind": "notebook" if page.side else "front",
+        "bar": page.bar,
+        "side": page.side,
+        "after": page.after,
+    }
+    arguments = ["--from", str(HERE / "reader.lua"), "--to", "html5", "--mathml", "--wrap=none"]
+    arguments += ["--template", str(HERE / "page.html"), "--syntax-highlighting=none"]
+    arguments += ["--toc", "--toc-depth=3"] if page.side else []
+    arguments += [f"--variable={name}={value}" for name, value in variables.items()]
+    text = run_pandoc(arguments, document, page.name)
+    (site.folder / f"{page.name}.html").write_text(text, encoding="utf-8")
+
+
+def raw(text: str) -> dict:
+    """Ready HTML as a part of a page."""
+    return {"kind": "raw", "text": text, "cell": 0}
