@@ -455,6 +455,15 @@ def test_a_run_ends_with_its_caller(tmp_path: Path) -> None:
     assert not alive(pid)
 
 
+def test_a_run_ends_whose_caller_was_gone_before_it_could_ask() -> None:
+    code = "import time; from tools.run_notebook import stop_with_parent as s; s(); time.sleep(60)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY, env=os.environ | {"E2E_PARENT": "999999999"}, check=False,
+    )  # fmt: skip
+    assert result.returncode == -signal.SIGTERM
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; a finished one that nobody has waited for does not."""
     try:

@@ -159,7 +159,7 @@ def run_stage(command: list[str], folder: str, environment: dict[str, str]) -> t
     process = subprocess.run(
         command,
         cwd=folder,
-        env=kernel_variables(os.environ) | environment,
+        env=kernel_variables(os.environ) | environment | {"E2E_PARENT": str(os.getpid())},
         capture_output=True,
         text=True,
         check=False,

@@ -432,8 +432,11 @@ def write_notebook(path: Path, nb: dict) -> None:
 
 
 def stop_with_parent() -> None:
-    """End this run and its kernel when the calling process is gone."""
-    parent = os.getppid()
+    """End this run and its kernel when the calling process is gone.
+
+    The caller names itself: it may be gone before this process can ask who started it.
+    """
+    parent = int(os.environ.get("E2E_PARENT") or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:
