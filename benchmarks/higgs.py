@@ -23,18 +23,19 @@ def measure() -> list[dict]:
     for signal in (False, True):
         simulate_shard(EVENTS // 2, signal, np.random.SeedSequence(1))
     simulated = EVENTS / (time.perf_counter() - start)
-    path = STANDIN / load_higgs("standin", "quick").files[0]
+    dataset = load_higgs("standin", "quick")
+    path, names = STANDIN / dataset.files[0], dataset.feature_names
     with tempfile.TemporaryDirectory() as folder:
 
         def parse() -> None:
-            build_store([path], 28, Path(folder) / "store")
+            build_store([path], names, Path(folder) / "store")
 
         def parse_with_numpy() -> None:
             np.loadtxt(path, delimiter=",", dtype=np.float32)
 
         seconds = side_by_side({"ours": parse, "numpy": parse_with_numpy}, repeats=3)
         n = len(open_store(Path(folder) / "store")[1])
-        build_store([path] * COPIES, 28, Path(folder) / "all")
+        build_store([path] * COPIES, names, Path(folder) / "all")
         opened = side_by_side(
             {"ours": lambda: open_store(Path(folder) / "all")[0].sum()}, repeats=3
         )

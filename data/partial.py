@@ -157,7 +157,7 @@ def _write_table(remote: RemoteFile, file: OfficialFile, n_events: int, path: Pa
 def _count_table(path: Path, file: OfficialFile) -> int:
     packed = path.rename(path.with_name(f"{path.name}.csv.gz"))  # the reader goes by the name
     try:
-        return sum(len(y) for _, y in iter_events(packed, len(file["keys"]) - 1))
+        return sum(len(y) for _, y in iter_events(packed, list(file["keys"])[1:]))
     finally:
         packed.rename(path)
 

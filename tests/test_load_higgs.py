@@ -15,6 +15,7 @@ from e2e_utils import paths
 from e2e_utils.errors import InputError
 
 TASK = "task2a_higgs_transformer"
+_, *NAMES = catalog_dataset("higgs")["file"][0]["keys"]
 
 
 @pytest.fixture
@@ -99,11 +100,51 @@ def test_copies_in_a_given_sample_are_counted(write, events, data_folder) -> Non
     assert "(3 exact copies of another)" in load_higgs(path=repeated).description
 
 
+def spoken(names: list[str]) -> list[str]:
+    """As UCI's page writes them: "jet 1 b-tag"."""
+    words = [name.replace("_", " ").replace("btag", "b-tag") for name in names]
+    return [word.replace("jet", "jet ") if word[:3] == "jet" else word for word in words]
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "separator"),
+    [
+        (["label", *NAMES], range(29), ","),
+        (['"class_label"', *(f'"{name.upper()}"' for name in NAMES)], range(29), ","),
+        ([*NAMES, "label"], [*range(1, 29), 0], "\t"),
+        ([*spoken(NAMES[::-1]), "Class"], [*range(28, 0, -1), 0], ";"),
+        ([*NAMES[14:], "label", *NAMES[:14]], [*range(15, 29), *range(15)], " "),
+    ],
+    ids=("label first", "quoted", "label last", "backwards", "mixed"),
+)
+def test_a_header_says_which_column_is_which(
+    write, events, data_folder, monkeypatch, names, columns, separator
+) -> None:
+    monkeypatch.setattr(event_tables, "BLOCK_BYTES", 5000)
+    path = write("a.csv", events[:, list(columns)], separator)
+    path.write_text(separator.join(names) + "\n" + path.read_text())
+    dataset = load_higgs(path=path)
+    np.testing.assert_array_equal(dataset.features, events[:, 1:].astype(np.float32))
+    np.testing.assert_array_equal(dataset.y, events[:, 0])
+
+
+def test_lines_below_a_header_are_counted_and_checked(write, events, data_folder) -> None:
+    path = write("a.csv", events[:, [*range(1, 29), 0]])
+    lines = [",".join([*NAMES, "label"]), *path.read_text().splitlines()]
+    lines[20] = lines[20].rpartition(",")[0] + ",3"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="line 21: expected label 0 or 1 in column 29, found 3"):
+        load_higgs(path=path)
+    path.write_text(lines[0] + "\n")
+    with pytest.raises(InputError, match="expected events, found an empty file"):
+        load_higgs(path=path)
+
+
 def test_small_blocks_change_nothing(write, events, data_folder, monkeypatch) -> None:
     path = write("a.csv.gz", events)
-    whole = list(event_tables.iter_events(path, 28))
+    whole = list(event_tables.iter_events(path, NAMES))
     monkeypatch.setattr(event_tables, "BLOCK_BYTES", 1000)
-    blocks = list(event_tables.iter_events(path, 28))
+    blocks = list(event_tables.iter_events(path, NAMES))
     assert len(whole) == 1
     assert len(blocks) > 10
     for k in range(2):
@@ -179,10 +220,19 @@ def test_line_numbers_hold_across_blocks(broken, monkeypatch) -> None:
     assert "line 56: expected a number in column 2" in broken(put(1, "x"), row=55)
 
 
-def test_header_is_refused_as_text(write, events, data_folder) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        ["label", *map(str, range(28))],
+        ["label", *NAMES[:-1], "m_wwbb_2"],
+        ["label", "label", *NAMES[1:]],
+        ["", "label", *NAMES],
+    ],
+)
+def test_other_headers_are_refused_as_text(write, events, data_folder, header) -> None:
     path = write("a.csv", events)
-    path.write_text(",".join(["label", *map(str, range(28))]) + "\n" + path.read_text())
-    with pytest.raises(InputError, match="line 1: expected a number in column 1, found 'label'"):
+    path.write_text(",".join(header) + "\n" + path.read_text())
+    with pytest.raises(InputError, match=r"line 1: expected a (number in column 1|label and 28)"):
         load_higgs(path=path)
 
 

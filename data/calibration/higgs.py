@@ -45,7 +45,7 @@ def real_sample() -> Sample | None:
 
 def read(path: Path) -> Sample:
     """Features (n, 28) float32 and labels (n,) int64 of a file in UCI's format."""
-    features, labels = zip(*iter_events(path, len(FEATURE_NAMES)), strict=True)
+    features, labels = zip(*iter_events(path, FEATURE_NAMES), strict=True)
     return np.concatenate(features), np.concatenate(labels).astype(np.int64)
 
 

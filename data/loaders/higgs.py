@@ -36,17 +36,17 @@ def load_higgs(
 
     ``source`` and ``profile`` as for `load_electron_photon`; of the official file only the first
     1,100,000 rows (fewer in smaller profiles) are read, once. ``path`` reads all events of other
-    files in UCI's format instead: one or several, comma, tab or blank separated, also gzipped, also
-    URLs. The last rows are the test set: split with ``e2e_utils.splits.split_last``. Raises
-    InputError for unusable files and, unless ``require_both_classes`` is false, for events of one
-    class only.
+    files in UCI's format instead: one or several, comma, tab or blank separated, with or without a
+    header of the official names (in any order), also gzipped, also URLs. The last rows are the test
+    set: split with ``e2e_utils.splits.split_last``. Raises InputError for unusable files and,
+    unless ``require_both_classes`` is false, for events of one class only.
     """
     catalog = dataset("higgs")
     _, *feature_names = catalog["file"][0]["keys"]
     source, files, limit = source_files(catalog, source, profile, path, _simulate)
     folder = paths.CACHE / f"higgs_{_state(files, limit)}"
     if not folder.is_dir():
-        build_store(files, len(feature_names), folder, limit)
+        build_store(files, feature_names, folder, limit)
     features, y, fingerprint = open_store(folder)
     if require_both_classes:
         check_both_classes(y, files, CLASSES)

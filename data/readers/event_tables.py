@@ -1,7 +1,9 @@
 """Tables of labelled events as text (UCI's HIGGS format), parsed once into a memory-mapped store.
 
-A table has one event a line, the label (0 or 1) first and then a fixed number of features, no
-header; commas, tabs, semicolons or blanks separate the numbers; gzip where the name ends in .gz.
+A table has one event per line: the label (0 or 1) first, then a fixed number of features. Commas,
+tabs, semicolons or blanks separate the numbers; gzip where the name ends in .gz. UCI's file has no
+header. A first line with exactly the expected names, in any order, is understood as one; case,
+blanks and punctuation in names do not matter.
 A store is a folder with ``features.npy`` (N, F) float32, ``y.npy`` (N,) uint8 and ``store.json``.
 """
 
@@ -14,7 +16,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,24 +30,37 @@ BLOCK_BYTES = 16_000_000  # of text a step: with the parsed numbers, 60 MB of me
 MOST_PACKED = 200  # times smaller than its text is no table (UCI's: 3), but a gzip bomb may be
 CORRECT = "correct the line, or leave it out"
 LARGEST = float(np.finfo(np.float32).max)
+LABEL_NAMES = ("label", "class", "classlabel")  # what a header may call the label
+
+
+class Layout(NamedTuple):
+    """How the lines of one table are written."""
+
+    separator: bytes  # a blank stands for any run of blanks
+    columns: list[int]  # of the label and of each feature in a line
+    header: int  # lines of header: 0 or 1
 
 
 def iter_events(
-    path: str | Path, n_features: int, max_rows: int | None = None
+    path: str | Path, names: Sequence[str], max_rows: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (features (b, F) float32, labels (b,) uint8) of the first ``max_rows`` events.
 
-    What follows these rows is not read. Raises InputError, with the number of the line, for a
-    missing, empty or truncated file, a wrong number of columns, text, values that are not finite
-    and labels other than 0 and 1.
+    ``names`` of the F features, for files with a header. What follows these rows is not read.
+    Raises InputError, with the number of the line, for a missing, empty or truncated file, a header
+    of other names, a wrong number of columns, text, values that are not finite and labels other
+    than 0 and 1.
     """
-    path, rows, separator = Path(path), 0, None
+    path, rows, layout = Path(path), 0, None
     for block in _blocks(path):
-        if separator is None:
-            separator = _separator(block)
+        if layout is None:
+            layout = _layout(block, names)
+            block = block.partition(b"\n")[2] if layout.header else block
         if max_rows is not None and block.count(b"\n") > max_rows - rows:
             block = _first_lines(block, max_rows - rows)
-        table = _parse(path, block, separator, n_features, rows)
+        if not block:
+            continue
+        table = _parse(path, block, layout, rows)
         rows += len(table)
         yield table[:, 1:], table[:, 0].astype(np.uint8)
         if max_rows is not None and rows >= max_rows:
@@ -55,17 +70,17 @@ def iter_events(
 
 
 def build_store(
-    files: Sequence[Path], n_features: int, folder: Path, max_rows: int | None = None
+    files: Sequence[Path], names: Sequence[str], folder: Path, max_rows: int | None = None
 ) -> None:
     """Parse the files, one after the other, into a store; atomic, and bounded in memory."""
     digest, rows, labels = hashlib.sha256(), 0, []
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         with (temporary / "features.npy").open("wb") as stream:
-            _write_header(stream, (0, n_features))
+            _write_header(stream, (0, len(names)))
             for file in files:
                 left = None if max_rows is None else max_rows - rows
-                for features, y in iter_events(file, n_features, left):
+                for features, y in iter_events(file, names, left):
                     features = np.ascontiguousarray(features)
                     digest.update(features.tobytes())
                     stream.write(features.tobytes())
@@ -73,7 +88,7 @@ def build_store(
                     rows += len(y)
                 if max_rows is not None and rows >= max_rows:
                     break
-            _write_header(stream, (rows, n_features))
+            _write_header(stream, (rows, len(names)))
         y = np.concatenate(labels)
         digest.update(y.tobytes())
         np.save(temporary / "y.npy", y)
@@ -127,75 +142,89 @@ def _blocks(path: Path) -> Iterator[bytes]:
         yield rest + b"\n"
 
 
-def _separator(block: bytes) -> bytes:
-    """What separates the numbers of the first line; a blank stands for any run of blanks."""
+def _layout(block: bytes, names: Sequence[str]) -> Layout:
+    """Separator, and columns by the header where the first line is one."""
     first = block.partition(b"\n")[0]
-    return next((mark for mark in (b",", b";", b"\t") if mark in first), b" ")
+    separator = next((one for one in (b",", b";", b"\t") if one in first), b" ")
+    mark = None if separator == b" " else separator.decode()  # None: any run of blanks
+    cells = [_plain(cell) for cell in first.decode(errors="replace").split(mark)]
+    cells = ["label" if cell in LABEL_NAMES else cell for cell in cells]
+    wanted = ["label", *map(_plain, names)]
+    if sorted(cells) == sorted(wanted):
+        return Layout(separator, [cells.index(name) for name in wanted], 1)
+    return Layout(separator, list(range(len(wanted))), 0)
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a name: "Jet 1 b-tag" and "jet1_btag" are the same."""
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 def _first_lines(block: bytes, count: int) -> bytes:
     return b"".join(block.splitlines(keepends=True)[:count])
 
 
-def _parse(path: Path, block: bytes, separator: bytes, n_features: int, before: int) -> np.ndarray:
-    """(lines, 1 + F) float32; ``before`` is the number of lines in front of this block."""
-    if separator == b" ":
+def _parse(path: Path, block: bytes, layout: Layout, before: int) -> np.ndarray:
+    """(lines, 1 + F) float32, label first; ``before`` is the number of events before this block."""
+    if layout.separator == b" ":
         block = re.sub(rb"(?m)^ +| +$", b"", re.sub(rb"[ \t\r]+", b" ", block))
-    names = [str(column) for column in range(n_features + 1)]
+    names = [str(column) for column in layout.columns]
     try:
         table = csv.read_csv(
             io.BytesIO(block),
-            read_options=csv.ReadOptions(column_names=names, block_size=len(block) + 1),
+            read_options=csv.ReadOptions(
+                column_names=sorted(names, key=int), block_size=len(block) + 1
+            ),
             parse_options=csv.ParseOptions(
-                delimiter=separator.decode(), quote_char=False, ignore_empty_lines=False
+                delimiter=layout.separator.decode(), quote_char=False, ignore_empty_lines=False
             ),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.float64()), null_values=[]
             ),
         )
     except pa.ArrowInvalid as error:
-        raise _defect(path, block, separator, n_features, before) from error
-    values = np.stack([column.to_numpy() for column in table.columns], axis=1)
+        raise _defect(path, block, layout, before) from error
+    values = np.stack([table[name].to_numpy() for name in names], axis=1)
     labels = values[:, 0]
     if not (np.isfinite(values).all() and ((labels == 0) | (labels == 1)).all()):
-        raise _defect(path, block, separator, n_features, before)
+        raise _defect(path, block, layout, before)
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        raise _defect(path, block, separator, n_features, before)
+        raise _defect(path, block, layout, before)
     return values
 
 
-def _defect(path: Path, block: bytes, separator: bytes, n_features: int, before: int) -> InputError:
+def _defect(path: Path, block: bytes, layout: Layout, before: int) -> InputError:
     """The error for the first line of a block that is not an event."""
-    for number, raw in enumerate(block.splitlines(), before + 1):
-        cells = raw.decode(errors="replace").split(separator.decode())
-        problem = _line_defect(cells, n_features)
+    for number, raw in enumerate(block.splitlines(), before + layout.header + 1):
+        cells = raw.decode(errors="replace").split(layout.separator.decode())
+        problem = _line_defect(cells, layout)
         if problem:
             expected, found = problem
             return InputError(
                 f"{path}: line {number}: expected {expected}, found {found}; {CORRECT}"
             )
     return InputError(
-        f"{path}: expected {n_features + 1} numbers a line, found another layout after line "
-        f"{before}; {FETCH_AGAIN}"
+        f"{path}: expected {len(layout.columns)} numbers a line, found another layout after line "
+        f"{before + layout.header}; {FETCH_AGAIN}"
     )
 
 
-def _line_defect(cells: list[str], n_features: int) -> tuple[str, str] | None:
+def _line_defect(cells: list[str], layout: Layout) -> tuple[str, str] | None:
     """(expected, found) of one line that is not an event."""
-    if len(cells) != n_features + 1:
+    if len(cells) != len(layout.columns):
         found = f"{len(cells)} columns" if any(map(str.strip, cells)) else "an empty line"
-        return f"a label and {n_features} features", found
-    for column, cell in enumerate(cells, 1):
+        return f"a label and {len(layout.columns) - 1} features", found
+    for column, cell in enumerate(cells):
         try:
             value = float(cell)
         except ValueError:
-            return f"a number in column {column}", repr(cell.strip()[:20])
+            return f"a number in column {column + 1}", repr(cell.strip()[:20])
         if not math.isfinite(value) or abs(value) > LARGEST:
-            return f"a finite number in column {column}", cell.strip()[:20]
-        if column == 1 and value not in (0, 1):
-            return "label 0 or 1 in column 1", cell.strip()[:20]
+            return f"a finite number in column {column + 1}", cell.strip()[:20]
+        if column == layout.columns[0] and value not in (0, 1):
+            return f"label 0 or 1 in column {column + 1}", cell.strip()[:20]
     return None
 
 
