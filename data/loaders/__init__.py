@@ -7,7 +7,7 @@ as memory-mapped arrays.
 
 from data.loaders.common import SOURCE_WORDS
 from data.loaders.electron_photon import EventDataset, load_electron_photon
-from data.loaders.higgs import HiggsDataset, load_higgs
+from data.loaders.higgs import HiggsDataset, OfficialRows, load_higgs, load_official_rows
 from data.loaders.jets import (
     JetDataset,
     SuperResolutionDataset,
@@ -30,12 +30,14 @@ __all__ = [
     "HiggsDataset",
     "JetDataset",
     "Jets8Dataset",
+    "OfficialRows",
     "RotatedDigits",
     "SuperResolutionDataset",
     "TopMassDataset",
     "load_electron_photon",
     "load_higgs",
     "load_jets8",
+    "load_official_rows",
     "load_quark_gluon",
     "load_rotated_mnist",
     "load_super_resolution",

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,15 +16,18 @@ from data.loaders.common import (
     Paths,
     check_both_classes,
     described,
+    official_files,
     source_files,
 )
 from data.readers.event_tables import build_store, open_store
 from e2e_utils import paths
 from e2e_utils.errors import InputError
-from e2e_utils.splits import row_hashes
+from e2e_utils.splits import Splits, row_hashes, split_last
 
 LOW_LEVEL = 21  # of the 28 HIGGS features: measured momenta and b-tags; the others are masses
 CLASSES = ("background", "signal")
+OFFICIAL_SAMPLE = "higgs_real_41654.npz"
+OFFICIAL_TRAIN, OFFICIAL_VALIDATION = 24_000, 2_000  # rows of it
 
 
 def load_higgs(
@@ -95,3 +99,35 @@ class HiggsDataset(LoadedDataset):
     def low_level(self) -> np.ndarray:
         """The first 21 features (N, 21), a view: momenta, angles and b-tags, no masses."""
         return self.features[:, :LOW_LEVEL]
+
+
+class OfficialRows(NamedTuple):
+    """Official rows beside a run on stand-in events."""
+
+    low_level: np.ndarray  # (N, 21) float32
+    y: np.ndarray  # (N,) int64
+    splits: Splits  # no row that calibrated the simulation is in any part of a small sample
+    description: str
+
+
+def load_official_rows(profile: str = "quick") -> OfficialRows | None:
+    """Official rows that networks trained on stand-ins can be compared on, or None.
+
+    Where the official file is on disk: the rows of the profile, with the task's own test rows. Else
+    the sample in the folder `paths.REAL_SAMPLES`, without the rows that the simulation was
+    calibrated on: OFFICIAL_TRAIN rows train, OFFICIAL_VALIDATION validate, the others test.
+    """
+    catalog = dataset("higgs")
+    if official_files(catalog["file"], catalog["events"][profile], "auto") is not None:
+        rows = load_higgs("official", profile)
+        return OfficialRows(rows.low_level, rows.y, split_last(rows.y), rows.description)
+    path = paths.REAL_SAMPLES / OFFICIAL_SAMPLE
+    if not path.is_file():
+        return None
+    with np.load(path) as sample:
+        rows = sample["rows"][~sample["calibration"]]  # (n, 29), label first
+    order = np.random.default_rng(0).permutation(len(rows))
+    ends = (OFFICIAL_TRAIN, OFFICIAL_TRAIN + OFFICIAL_VALIDATION)
+    words = f"{len(rows):,} official rows that the simulation was not calibrated on"
+    splits = Splits(*np.split(order, ends))
+    return OfficialRows(rows[:, 1 : 1 + LOW_LEVEL], rows[:, 0].astype(np.int64), splits, words)
