@@ -394,7 +394,7 @@ def token_values(o: torch.Tensor) -> torch.Tensor:
 def derived_values(o: torch.Tensor, neutrino: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Objects (B, 6, 4) -> all masses (B, 57), and of pairs mass, transverse mass, distance (B, 15, 3)."""
     with torch.autocast(o.device.type, enabled=False):  # squares are too large for half precision
-        mass2, transverse2, distance = pair_quantities(o.float(), neutrino)
+        mass2, transverse2, distance = pair_quantities(o, neutrino)
         masses = 2 * (log_mass(mass2 @ INSIDE.to(o)) - CENTRE.to(o))
         others = [log_mass(transverse2) - 4, distance - 2]
     return masses, torch.stack([masses[:, :15], *others], -1)
@@ -912,7 +912,9 @@ o = samples["main"].objects[splits.validation[:5000]]
 fig, axes = plt.subplots(1, 3, figsize=(11, 2.9))
 for axis, which in zip(axes, (1, 2), strict=False):
     off = reconstructed(o, which, 0, autoencoders[0])[:, which, PHI] - o[:, which, PHI]
-    axis.hist(torch.atan2(off.sin(), off.cos()).abs().cpu().numpy(), 30, (0, np.pi), density=True)
+    axis.hist(
+        torch.atan2(off.sin(), off.cos()).abs().cpu().numpy(), 30, range=(0, np.pi), density=True
+    )
     axis.axhline(1 / np.pi, color="grey", ls="--")
     axis.set(xlabel=r"$|\Delta\varphi|$ to the truth", title=f"{OBJECTS[which]} hidden", yticks=[])
 for job in pretrainings:

@@ -98,13 +98,7 @@ def motion_2j(_: ModuleType, card: Card) -> nn.Module:
 # (task, pattern of the file's name) -> the module that its card describes; the first that fits.
 BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("common_task1", "*"): lambda task, card: task.build_model(card["arm"]),
-    ("task2a_higgs_transformer", "autoencoder*"): lambda task, _: task.MaskedAutoencoder(),
-    ("task2a_higgs_transformer", "plain_network*"): (
-        lambda task, card: task.PlainNetwork(**dict(ast.literal_eval(card["options"])))
-    ),
-    ("task2a_higgs_transformer", "*"): (
-        lambda task, card: task.HiggsClassifier(**dict(ast.literal_eval(card["options"])))
-    ),
+    ("task2a_higgs_transformer", "*"): lambda task, card: task.build(card["arm"]),
     ("task2b_superres_gan", "*"): (
         lambda task, card: task.Generator(deterministic=card["arm"] == "expectation")
     ),

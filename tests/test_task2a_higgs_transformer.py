@@ -1,6 +1,7 @@
-"""The notebook of task 2a: tokens, masking, losses, symmetries, training, export, fractions."""
+"""The notebook of task 2a: masses, masking, losses, symmetries, training, drawing, export."""
 
 from dataclasses import replace
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,17 +35,23 @@ def notebook(tmp_path):
     """The notebook's definitions with toy events in place of its variables."""
     module = load_definitions("task2a_higgs_transformer")
     x, y = toy_rows(900)
-    module.y, module.splits = y, split_last(y)
-    module.objects = module.to_objects(torch.from_numpy(x))
-    module.labels = torch.tensor(y, dtype=torch.float32)
-    module.choice_rows = module.splits.validation
+    module.splits = split_last(y)
+    objects = module.to_objects(torch.from_numpy(x)).to(module.DEVICE)
+    module.samples = {"main": module.Sample(objects, y, module.splits)}
+    module.trained, module.rates = {}, {}
     module.run = SimpleNamespace(directory=tmp_path)
     return module
 
 
 @pytest.fixture
+def objects(notebook):
+    """Events (900, 6, 4)."""
+    return notebook.samples["main"].objects.cpu()
+
+
+@pytest.fixture
 def short(notebook):
-    return notebook.Schedule(2, 64, 3e-3, rounds=2)
+    return notebook.Schedule(2, 2, 64, 3e-3)
 
 
 def test_columns_become_objects_in_physical_units(notebook):
@@ -59,66 +66,114 @@ def test_columns_become_objects_in_physical_units(notebook):
     assert notebook.PRESENT.sum() == 21
 
 
-def test_pairs_against_four_vectors(notebook):
-    o = notebook.objects[:20].double()
-    masses, distances = (q.numpy() for q in notebook.pair_quantities(o))
+def four_vector(pt: float, eta: float, phi: float) -> np.ndarray:
+    return np.array([pt * np.cosh(eta), pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)])
+
+
+def mass_of(vectors: list[np.ndarray]) -> float:
+    energy, *momentum = sum(vectors)
+    return np.sqrt(max(energy**2 - np.dot(momentum, momentum), 0.0))
+
+
+def test_the_neutrino_makes_a_w_with_the_lepton(notebook, objects):
+    o = objects.double()
+    eta = notebook.neutrino_eta(o).numpy()
+    solved = 0
+    for event, nu_eta in zip(o.numpy(), eta, strict=True):
+        lepton, nu = event[0, :3], event[1, [0, 1, 2]]
+        nu[1] = nu_eta
+        transverse = np.sqrt(2 * lepton[0] * nu[0] * (1 - np.cos(lepton[2] - nu[2])))
+        if transverse > notebook.M_W:
+            assert nu_eta == pytest.approx(lepton[1])
+            continue
+        solved += 1
+        assert mass_of([four_vector(*lepton), four_vector(*nu)]) == pytest.approx(80.4, rel=1e-6)
+        assert abs(nu_eta) <= abs(2 * lepton[1] - nu_eta) + 1e-9  # the other solution
+    assert 100 < solved < len(o)
+
+
+def test_baselines_get_what_loops_over_four_vectors_give(notebook, objects):
+    o = objects[:20].double()
+    found = notebook.physics(o).numpy()
+    values, masses = found[:, :35], found[:, 35 : 35 + 57]
+    transverse, distance = (found[:, 92:].reshape(20, 15, 2)[..., k] for k in range(2))
+    o = notebook.lepton_frame(o)
+    assert (o[:, 0, notebook.PHI] == 0).all()
+    assert (o[:, 0, notebook.ETA] >= 0).all()
+    eta = notebook.neutrino_eta(o).numpy()
     o = o.numpy()
-    for pair, (i, j) in enumerate(zip(notebook.FIRST, notebook.SECOND, strict=True)):
-        for event in range(20):
+    o[:, 1, notebook.ETA] = eta
+    groups = [g for size in range(2, 7) for g in combinations(range(6), size)]
+    centres = {2: 4.6, 3: 5.3, 4: 5.7, 5: 6.0, 6: 6.2}
+    for event in range(20):
+        vectors = [four_vector(*o[event, i, :3]) for i in range(6)]
+        for k, group in enumerate(groups):
+            log_mass = np.log(1 + mass_of([vectors[i] for i in group]) ** 2) / 2
+            assert masses[event, k] == pytest.approx(2 * (log_mass - centres[len(group)]), abs=1e-5)
+        for k, (i, j) in enumerate(groups[:15]):
             (pt1, eta1, phi1, _), (pt2, eta2, phi2, _) = o[event, i], o[event, j]
-            if 1 in (i, j):  # missing energy: transverse
-                eta1 = eta2 = 0.0
-            momentum = [
-                np.array([pt * np.cosh(eta), pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)])
-                for pt, eta, phi in ((pt1, eta1, phi1), (pt2, eta2, phi2))
-            ]
-            energy, *p = sum(momentum)
-            mass = np.sqrt(max(energy**2 - np.dot(p, p), 1.0))
-            angle = np.angle(np.exp(1j * (phi1 - phi2)))
-            assert masses[event, pair] == pytest.approx(mass, rel=1e-6, abs=1e-5)
-            assert distances[event, pair] == pytest.approx(np.hypot(eta1 - eta2, angle), rel=1e-6)
+            m_t2 = 2 * pt1 * pt2 * (1 - np.cos(phi1 - phi2))
+            assert transverse[event, k] == pytest.approx(np.log(1 + m_t2) / 2 - 4, abs=1e-5)
+            delta = np.hypot(eta1 - eta2, np.angle(np.exp(1j * (phi1 - phi2))))
+            assert distance[event, k] == pytest.approx(delta - 2, abs=1e-5)
+        log_pt = 2 * np.log(o[event, :, 0] / notebook.GEV.numpy())
+        np.testing.assert_allclose(values[event, [0, 4, 7, 14, 21, 28]], log_pt, rtol=1e-5)
 
 
-def test_symmetries_leave_masses_and_distances_alone(notebook):
-    o = notebook.objects[:200].double()
+def test_without_the_neutrino_its_pairs_are_transverse(notebook, objects):
+    m2, transverse2, _ = notebook.pair_quantities(objects, neutrino=False)
+    with_missing = np.array([1 in pair for pair in notebook.PAIRS])
+    torch.testing.assert_close(m2[:, with_missing], transverse2[:, with_missing])
+    full = notebook.pair_quantities(objects)[0]
+    torch.testing.assert_close(m2[:, ~with_missing], full[:, ~with_missing])
+
+
+def test_jets_are_sorted_by_tag_and_momentum(notebook, objects):
+    jets = notebook.by_tag(objects)[:, 2:].numpy()
+    for event, before in zip(jets, objects[:, 2:].numpy(), strict=True):
+        order = sorted(range(4), key=lambda i: (-before[i, 3], i))
+        np.testing.assert_array_equal(event, before[order])
+
+
+def test_symmetries_leave_masses_and_distances_alone(notebook, objects):
+    o = objects[:200].double()
     moved = notebook.augment(o, torch.Generator().manual_seed(0))
     for changed in (moved, notebook.lepton_frame(o)):
         assert not torch.allclose(changed, o)
-        for a, b in zip(
-            notebook.pair_quantities(changed), notebook.pair_quantities(o), strict=True
-        ):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-6)
-        values = [notebook.pair_values(x) for x in (changed, o)]
-        torch.testing.assert_close(*values, rtol=1e-6, atol=1e-5)
+        pairs = zip(notebook.pair_quantities(changed), notebook.pair_quantities(o), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-6)
     assert torch.equal(moved[..., notebook.PT], o[..., notebook.PT])
     assert torch.equal(moved[..., notebook.TAG], o[..., notebook.TAG])
     flipped = (moved[:, 0, notebook.ETA] * o[:, 0, notebook.ETA] < 0).double().mean()
     assert 0.35 < flipped < 0.65
 
 
-def test_classifier_in_the_lepton_frame_is_exactly_invariant(notebook):
-    o = notebook.objects[:100]
+def test_networks_in_the_lepton_frame_are_exactly_invariant(notebook, objects):
+    o = objects[:100]
     moved = notebook.augment(o, torch.Generator().manual_seed(1))
-    for build in (notebook.HiggsClassifier, notebook.PlainNetwork):
+    for arm in notebook.FINAL:
         torch.manual_seed(0)
-        invariant, free = build(frame=True).eval(), build(frame=False).eval()
-        torch.testing.assert_close(invariant(moved), invariant(o), rtol=1e-3, atol=1e-4)
-        assert (free(moved) - free(o)).abs().max() > 1e-3
+        model = notebook.build(arm).eval()
+        torch.testing.assert_close(model(moved), model(o), rtol=1e-3, atol=1e-3)
+    free = notebook.HiggsClassifier(frame=False).eval()
+    assert (free(moved) - free(o)).abs().max() > 1e-3
 
 
-def test_hidden_values_do_not_reach_the_encoder(notebook):
-    generator = torch.Generator().manual_seed(0)
-    o = notebook.objects[:64]
-    hidden = notebook.hide(o, 0.4, generator)
-    other = notebook.objects[64:128]
+def test_hidden_values_do_not_reach_the_encoder(notebook, objects):
+    o, other = objects[:64], objects[64:128]
     model = notebook.MaskedAutoencoder().eval()
-    assert torch.equal(model(o, hidden), model(torch.where(hidden, other, o), hidden))
-    visible = ~hidden & notebook.PRESENT
-    assert not torch.equal(model(o, hidden), model(torch.where(visible, other, o), hidden))
+    whole = torch.zeros(6, 64, 6, 4, dtype=torch.bool)
+    for which in range(6):
+        whole[which, :, which] = notebook.PRESENT[which]
+    for hidden in (notebook.hide(o, torch.Generator().manual_seed(0)), *whole):
+        assert torch.equal(model(o, hidden), model(torch.where(hidden, other, o), hidden))
+        visible = ~hidden & notebook.PRESENT
+        assert not torch.equal(model(o, hidden), model(torch.where(visible, other, o), hidden))
 
 
-def test_every_visible_feature_reaches_the_encoder(notebook):
-    o = notebook.objects[:8]
+def test_every_visible_feature_reaches_the_encoder(notebook, objects):
+    o = objects[:8]
     model = notebook.ObjectEncoder().eval()
     for which, feature in notebook.PRESENT.nonzero().tolist():
         changed = o.clone()
@@ -131,7 +186,7 @@ def test_every_visible_feature_reaches_the_encoder(notebook):
 def test_the_wanted_share_is_hidden_and_nothing_absent(notebook):
     o = torch.zeros(4000, 6, 4)
     for share in (0.2, 0.6):
-        hidden = notebook.hide(o, share, torch.Generator().manual_seed(0))
+        hidden = notebook.hide(o, torch.Generator().manual_seed(0), share)
         assert not hidden[:, ~notebook.PRESENT].any()
         found = hidden[:, notebook.PRESENT].float().mean().item()
         assert found == pytest.approx(share, abs=0.02)
@@ -140,11 +195,11 @@ def test_the_wanted_share_is_hidden_and_nothing_absent(notebook):
         assert whole > 0.8 * (1 - (1 - share) ** 0.5)
 
 
-def test_likelihood_against_a_loop_over_objects(notebook):
+def test_likelihood_against_a_loop_over_objects(notebook, objects):
     torch.manual_seed(0)
-    o = notebook.objects[:6].double()
+    o = objects[:6].double()
     mixture = torch.randn(6, 6, notebook.COMPONENTS, notebook.PARAMETERS, dtype=torch.float64)
-    hidden = notebook.hide(o, 0.5, torch.Generator().manual_seed(2))
+    hidden = notebook.hide(o, torch.Generator().manual_seed(2), 0.5)
     found = notebook.log_likelihood(mixture, o, hidden)
     for event in range(6):
         for which in range(6):
@@ -171,10 +226,10 @@ def test_likelihood_against_a_loop_over_objects(notebook):
             assert found[event, which].item() == pytest.approx(np.log(density), rel=1e-5, abs=1e-5)
 
 
-def test_densities_are_normalised_and_periodic(notebook):
+def test_densities_are_normalised_and_periodic(notebook, objects):
     torch.manual_seed(1)
     mixture = torch.randn(1, 6, notebook.COMPONENTS, notebook.PARAMETERS).expand(4001, -1, -1, -1)
-    o = notebook.objects[:1].expand(4001, -1, -1).clone()
+    o = objects[:1].expand(4001, -1, -1).clone()
     o[..., notebook.PHI] = torch.linspace(-np.pi, np.pi, 4001).unsqueeze(1)
     log_density = notebook.feature_log_densities(mixture, o)[..., notebook.PHI]
     area = torch.trapezoid(log_density.exp(), dx=2 * np.pi / 4000, dim=0)
@@ -185,119 +240,194 @@ def test_densities_are_normalised_and_periodic(notebook):
     assert torch.isfinite(notebook.feature_log_densities(strong, o[:1])).all()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"pairs": ()}, {"pairs": ("bias",)}, {"frame": False}],
-)
-def test_classifier_gives_one_logit_and_reaches_every_weight(notebook, options):
-    model = notebook.HiggsClassifier(**options)
-    logits = model(notebook.objects[:32])
+@pytest.mark.parametrize("off", [None, "pairs", "groups", "neutrino", "frame"])
+def test_classifier_gives_one_logit_and_reaches_every_weight(notebook, objects, off):
+    torch.manual_seed(0)
+    model = notebook.HiggsClassifier(**({off: False} if off else {}))
+    logits = model(objects[:32])
     assert logits.shape == (32,)
     logits.square().sum().backward()
     for name, parameter in model.named_parameters():
-        if "unknown" in name:  # of hidden features only
-            continue
-        used = parameter.grad is not None and parameter.grad.abs().sum() > 0
-        unused = "pair_bias" in name and "bias" not in options.get("pairs", ("bias",))
-        unused |= "pair_token" in name and "tokens" not in options.get("pairs", ("tokens",))
-        assert used != unused, name
+        assert parameter.grad is not None, name
+        used = parameter.grad.abs().sum() > 0
+        assert used == ("unknown" not in name), name  # of hidden features only
 
 
-def test_reconstruction_reaches_every_weight(notebook):
+def test_only_the_decoder_of_a_frozen_encoder_learns(notebook, objects):
+    torch.manual_seed(0)
+    model = notebook.build("frozen")
+    model(objects[:32]).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        learns = parameter.grad is not None and parameter.grad.abs().sum() > 0
+        assert learns == name.startswith("decoder."), name
+    _, *after = model.encoder.every_layer(objects[:2])
+    assert len(after) + 1 == model.encoder.layers
+    assert model.decoder.layers[0].normalized_shape == (3 * 64,)
+
+
+def test_reconstruction_reaches_every_weight(notebook, objects):
     torch.manual_seed(0)
     model = notebook.MaskedAutoencoder()
-    schedule = notebook.Schedule(1, 64, augment=True)
     generator = torch.Generator().manual_seed(0)
-    notebook.reconstruction_loss(model, notebook.objects, None, schedule, generator).backward()
+    notebook.reconstruction_loss(model, objects, None, generator).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"depth": 5}, {"frame": True}, {"frame": True, "engineered": True}]
-)
-def test_plain_network_has_the_size_of_the_transformer(notebook, options):
-    wanted = notebook.count_parameters(notebook.HiggsClassifier())
-    found = notebook.count_parameters(notebook.PlainNetwork(**options))
-    assert found == pytest.approx(wanted, rel=0.1)
-    assert notebook.PlainNetwork(**options)(notebook.objects[:3]).shape == (3,)
-
-
-def test_network_learns_one_batch_by_heart(notebook):
+@pytest.mark.parametrize("arm", ["scratch", "frozen", "perceptron"])
+def test_network_memorises_one_batch(notebook, objects, arm):
     torch.manual_seed(0)
-    assert notebook.overfit_one_batch(notebook.HiggsClassifier(), steps=120) < 0.1
+    model = notebook.build(arm).train()
+    target = torch.tensor(notebook.samples["main"].y[:64], dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = notebook.classification_loss(model, objects[:64], target, None)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
 
 
-def test_labelled_subsets_are_nested_and_of_the_training_part(notebook):
+def test_labelled_subsets_are_nested_and_of_the_training_part(notebook, short):
+    def rows(count: int, seed: int) -> np.ndarray:
+        return notebook.labelled(notebook.Job("scratch", count, seed, short))
+
     for seed in (0, 1):
-        small, large, every = (notebook.labelled(n, seed) for n in (50, 200, 0))
+        small, large, every = (rows(n, seed) for n in (50, 200, 0))
         np.testing.assert_array_equal(small, large[:50])
         np.testing.assert_array_equal(large, every[:200])
         assert set(every) == set(notebook.splits.train)
     held_out = {*notebook.splits.validation, *notebook.splits.test}
-    assert not held_out & set(notebook.labelled(0, 0))
-    assert set(notebook.labelled(50, 0)) != set(notebook.labelled(50, 1))
+    assert not held_out & set(rows(0, 0))
+    assert set(rows(50, 0)) != set(rows(50, 1))
 
 
 def test_jobs_have_names_of_their_own(notebook, short):
     job = notebook.Job("scratch", 100, 0, short)
     others = [
-        replace(job, seed=1),
-        replace(job, count=0),
-        replace(job, options=(("frame", False),)),
-        replace(job, note="ablation"),
-        replace(job, schedule=replace(short, learning_rate=1e-4)),
+        job._replace(seed=1),
+        job._replace(count=0),
+        job._replace(sample="official"),
+        job._replace(options=("frame",)),
+        job._replace(schedule=replace(short, learning_rate=1e-4)),
+        job._replace(schedule=replace(short, passes=4)),
     ]
-    assert len({job.name, *(other.name for other in others)}) == 6
+    assert len({job.name, *(other.name for other in others)}) == 7
 
 
-def test_pretraining_learns_and_its_encoder_starts_a_classifier(notebook, short):
-    job = notebook.Job("pre-training", 0, 0, replace(short, epochs=4, augment=True))
-    history, weights = notebook.run_job(job)
-    assert history.quality.iloc[-1] > history.quality.iloc[0]
-    start = {k: v for k, v in weights.items() if k.startswith("encoder.")}
-    tuned = notebook.Job("fine-tuned", 100, 0, replace(short, learning_rate=0.0))
-    _, after = notebook.run_job(tuned, start)
-    for name, value in start.items():
-        np.testing.assert_array_equal(after[name], value)
+def test_profiles_train_in_whole_passes(notebook):
+    for config in notebook.CONFIGS.values():
+        schedules = [config.pretraining, *config.trainings.values(), *config.official.values()]
+        schedules += [s for s in (config.tuning, config.ablation) if s]
+        assert all(s.passes % s.rounds == 0 for s in schedules)
+        assert {arm for arm, count in config.trainings if not count} == set(notebook.FINAL)
+
+
+def test_pretraining_learns_and_its_encoder_starts_the_other_arms(notebook, short):
+    pretraining = replace(short, passes=8, rounds=2)
+    notebook.CONFIG = replace(notebook.CONFIG, pretraining=pretraining)
+    job = notebook.Job("pre-training", 0, 0, pretraining)
+    notebook.run_jobs([job])
+    assert notebook.trained[job][0].score.iloc[-1] > notebook.trained[job][0].score.iloc[0]
+    for arm in ("fine-tuned", "frozen"):
+        still = notebook.Job(arm, 100, 0, replace(short, learning_rate=0.0))
+        start = notebook.start_of(still)
+        assert start
+        assert all(name.startswith("encoder.") for name in start)
+        notebook.run_jobs([still])
+        for name, value in start.items():
+            np.testing.assert_array_equal(notebook.trained[still][1][name], value)
+
+
+def test_the_headline_networks_are_tuned_on_official_rows(notebook, short):
+    official = {("transfer", 100): replace(short, learning_rate=0.0)}
+    notebook.CONFIG = replace(notebook.CONFIG, trainings={("scratch", 0): short}, official=official)
+    notebook.headline, notebook.samples["official"] = "scratch", notebook.samples["main"]
+    notebook.run_jobs(notebook.jobs_of("scratch"))
+    job = notebook.jobs_of("transfer", 100, "official")[1]
+    notebook.run_jobs([job])
+    _, second = notebook.jobs_of("scratch")
+    assert_same_weights(notebook.trained[job][1], notebook.trained[second][1])
 
 
 def test_training_learns_and_comes_back_with_its_best_weights(notebook, short):
-    job = notebook.Job("scratch", 0, 0, replace(short, epochs=8, rounds=4))
-    history, weights = notebook.run_job(job)
-    assert history.epoch.tolist() == [2, 4, 6, 8]
-    assert history.quality.max() > 0.8
+    job = notebook.Job("scratch", 0, 0, replace(short, passes=8, rounds=4))
+    notebook.run_jobs([job])
+    history, weights = notebook.trained[job]
+    assert history.epoch.tolist() == [1, 2, 3, 4]
+    assert history.score.max() > 0.8
     assert all(isinstance(array, np.ndarray) for array in weights.values())  # cross processes
-    model = notebook.restored(job, weights)
+    sample = notebook.samples["main"]
     again = notebook.classification_quality(
-        model, notebook.objects, notebook.choice_rows, job.schedule
+        notebook.restored(job), sample, sample.splits.validation
     )
-    assert again == pytest.approx(history.quality.max(), abs=1e-6)
+    assert again == pytest.approx(history.score.max(), abs=1e-6)
 
 
-def test_interrupted_training_continues_where_it_stopped(notebook, short):
-    job = notebook.Job("scratch", 300, 0, replace(short, epochs=4, rounds=4))
-    _, straight = notebook.run_job(replace(job, note="straight"))
-    _, resumed = in_two_parts(notebook, lambda: notebook.run_job(job), 4, stop=2)
+@pytest.mark.parametrize("arm", ["scratch", "pre-training", "perceptron"])
+def test_interrupted_training_continues_where_it_stopped(notebook, short, arm):
+    job = notebook.Job(arm, 300, 0, replace(short, passes=4, rounds=4))
+    _, resumed = in_two_parts(notebook, lambda: notebook.run_job(job, {}), 4, stop=2)
+    notebook.run = SimpleNamespace(directory=notebook.run.directory / "straight")
+    _, straight = notebook.run_job(job, {})
     assert_same_weights(resumed, straight)
 
 
-def test_decoder_trains_on_latent_vectors(notebook, short):
-    model = notebook.HiggsClassifier().eval()
-    with torch.no_grad():
-        notebook.latents = model.latent(notebook.objects)
-    _, weights = notebook.run_job(notebook.Job("frozen", 200, 0, short))
-    model.decoder.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
-    expected = model.decoder(notebook.latents[:10])
-    torch.testing.assert_close(model(notebook.objects[:10]), expected)
-
-
-def test_exported_graph_takes_rows_of_the_file(notebook, tmp_path):
+def test_one_object_is_drawn_and_the_others_stay(notebook, objects):
     torch.manual_seed(0)
-    networks = [notebook.HiggsClassifier(), notebook.HiggsClassifier(frame=False)]
-    graph = notebook.RawInput(networks).eval()
+    network, o = notebook.MaskedAutoencoder().eval(), objects[:50]
+    for which in range(6):
+        drawn = notebook.reconstructed(o, which, 3, network)
+        assert torch.equal(drawn, notebook.reconstructed(o, which, 3, network))
+        others = [i for i in range(6) if i != which]
+        assert torch.equal(drawn[:, others], o[:, others])
+        assert (drawn[:, which, notebook.PT] > 0).all()
+        assert (drawn[:, which][:, ~notebook.PRESENT[which]] == 0).all()
+        assert set(drawn[:, which, notebook.TAG].tolist()) <= {0.0, 1.0, 2.0}
+        moved = notebook.of_another_event(o, which, 0, network)
+        assert torch.equal(moved[1:, which], o[:-1, which])
+        assert torch.equal(moved[:, others], o[:, others])
+
+
+def test_drawn_objects_follow_their_mixture(notebook):
+    p = torch.zeros(4000, notebook.COMPONENTS, notebook.PARAMETERS)
+    p[:, 0, 0] = 20.0  # this component alone
+    p[:, 0, 1:5] = torch.tensor([0.4, -2.0, 1.0, -1.0])
+    p[:, 0, 5:7] = torch.tensor([0.0, 9.0])
+    p[:, 0, 7:] = torch.tensor([0.0, 1.0, 2.0])
+    pt, eta, phi, tag = notebook.draw_object(p, 2, 0).T
+    log_pt = 2 * (pt / 109.2).log()
+    assert log_pt.mean() == pytest.approx(0.4, abs=0.01)
+    assert log_pt.std() == pytest.approx(np.exp(-2), rel=0.05)
+    assert eta.mean() == pytest.approx(1.0, abs=0.03)
+    assert phi.mean() == pytest.approx(np.pi / 2, abs=0.02)
+    shares = torch.bincount(tag.long(), minlength=3) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.0, 1.0, 2.0]).softmax(0), rtol=0.1, atol=0)
+
+
+def test_exchanging_a_mass_changes_it_everywhere_and_nothing_else(notebook, objects):
+    torch.manual_seed(0)
+    model, o = notebook.HiggsClassifier().eval(), objects[:40]
+    plain = notebook.predict(model, o)
+    changed = notebook.without_mass(model, o, 3)
+    assert np.abs(changed - plain).max() > 1e-3
+    np.testing.assert_array_equal(notebook.predict(model, o), plain)
+    same = o[:1].expand(40, -1, -1)
+    np.testing.assert_allclose(
+        notebook.without_mass(model, same, 30), notebook.predict(model, same), rtol=1e-5, atol=1e-6
+    )
+    attention, bias = notebook.attention_and_bias(model, o)
+    np.testing.assert_allclose(attention.sum(1), 1.0, rtol=1e-5)
+    assert (bias[:6, :6][~np.eye(6, dtype=bool)] > 0).all()
+    assert (bias[6] == 0).all()
+
+
+@pytest.mark.parametrize("arm", ["scratch", "frozen"])
+def test_exported_graph_takes_rows_of_the_file(notebook, tmp_path, arm):
+    torch.manual_seed(0)
+    graph = notebook.RawInput(notebook.build(arm)).eval()
     rows = [torch.from_numpy(toy_rows(n)[0]) for n in (2, 1, 7, 64)]
     rows.append(torch.zeros(3, 21))
     path = tmp_path / "graph.onnx"

@@ -46,10 +46,8 @@ def electron_photon(folder: Path) -> Training:
 
 def higgs(folder: Path, arm: str = "scratch") -> Training:
     notebook = notebook_of(test_task2a_higgs_transformer, folder)
-    notebook.objects = notebook.objects.to(notebook.DEVICE)
-    notebook.labels = notebook.labels.to(notebook.DEVICE)
-    job = notebook.Job(arm, 256, 0, notebook.Schedule(2, 64, 3e-3, rounds=2))
-    return notebook, lambda: notebook.run_job(job)[1]
+    job = notebook.Job(arm, 256, 0, notebook.Schedule(2, 2, 64, 3e-3))
+    return notebook, lambda: notebook.run_job(job, {})[1]
 
 
 def super_resolution(folder: Path) -> Training:
@@ -160,6 +158,7 @@ def symmetry(folder: Path, chart: bool = False) -> Training:
 TRAININGS: dict[str, Callable[[Path], Training]] = {
     "common task 1": electron_photon,
     "2a": higgs,
+    "2a pre-training": lambda folder: higgs(folder, "pre-training"),
     "2b": super_resolution,
     "2c autoencoder": sparse,
     "2c classifier": lambda folder: sparse(folder, classes=True),
