@@ -9,10 +9,11 @@ import pytest
 
 from data.calibration import higgs as calibration_higgs
 from data.catalog import dataset as catalog_dataset
-from data.loaders import higgs, load_higgs
+from data.loaders import higgs, load_higgs, load_official_rows
 from data.readers import event_tables
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.splits import exact_twins
 
 TASK = "task2a_higgs_transformer"
 _, *NAMES = catalog_dataset("higgs")["file"][0]["keys"]
@@ -182,6 +183,59 @@ def test_real_rows_are_read() -> None:
     features, labels = sample
     assert features.shape == (7500, 28)
     assert labels.mean() == pytest.approx(0.53, abs=0.01)
+
+
+# Official rows beside a run on stand-ins
+
+
+@pytest.fixture
+def sample(tmp_path, monkeypatch, data_folder) -> np.ndarray:
+    """(90, 29) rows of a sample, of which every third calibrated; all different."""
+    rows = np.arange(90 * 29, dtype=np.float32).reshape(90, 29)
+    rows[:, 0] = np.arange(90) % 2
+    np.savez(tmp_path / higgs.OFFICIAL_SAMPLE, rows=rows, calibration=np.arange(90) % 3 == 0)
+    monkeypatch.setattr(paths, "REAL_SAMPLES", tmp_path)
+    monkeypatch.setattr(higgs, "OFFICIAL_TRAIN", 30)
+    monkeypatch.setattr(higgs, "OFFICIAL_VALIDATION", 10)
+    return rows
+
+
+def test_rows_that_calibrated_are_in_no_part_and_parts_share_none(sample) -> None:
+    official = load_official_rows()
+    assert [len(part) for part in official.splits] == [30, 10, 20]
+    numbers = np.concatenate(official.splits)
+    assert len(np.unique(numbers)) == 60
+    of_sample = (official.low_level[:, 0] // 29).astype(int)  # which row of the sample it is
+    assert (of_sample % 3 > 0).all()
+    assert len(np.unique(of_sample)) == 60
+    np.testing.assert_array_equal(official.low_level, sample[of_sample, 1:22])
+    np.testing.assert_array_equal(official.y, sample[of_sample, 0])
+    assert "60 official rows" in official.description
+
+
+def test_without_official_rows_there_are_none(sample, tmp_path) -> None:
+    (tmp_path / higgs.OFFICIAL_SAMPLE).unlink()
+    assert load_official_rows() is None
+
+
+def test_the_official_file_comes_before_the_sample(sample, write, events, monkeypatch) -> None:
+    sizes = {"smoke": 44, "quick": 55, "standard": 60, "full": 60}
+    catalog = catalog_dataset("higgs")
+    monkeypatch.setattr(higgs, "dataset", lambda _: {**catalog, "events": sizes})
+    text = write("a.csv", events).read_bytes()
+    (paths.OFFICIAL / "HIGGS.csv.gz").write_bytes(gzip.compress(text))
+    official = load_official_rows("quick")
+    assert official.splits.test.tolist() == list(range(50, 55))  # the task's own test rows
+    np.testing.assert_array_equal(official.low_level, events[:55, 1:22].astype(np.float32))
+
+
+def test_parts_of_the_sample_at_hand_share_no_row() -> None:
+    official = load_official_rows("smoke")
+    if official is None:
+        pytest.skip("no official rows are at hand")
+    columns = np.column_stack([official.y, official.low_level]).astype(np.float32)
+    assert not exact_twins(columns, official.splits).any()
+    assert official.y.mean() == pytest.approx(0.53, abs=0.01)
 
 
 # Broken files

@@ -16,6 +16,7 @@ import torch
 from fake_project import make_project, write_onnx
 from onnx import helper
 
+from data.catalog import dataset as catalog_dataset
 from data.readers.nested_parquet import nested
 from e2e_utils import paths
 from e2e_utils.errors import InputError
@@ -99,14 +100,20 @@ def test_csv_and_several_files(project: Path, write_events: Callable[..., Path])
     assert pd.read_csv(out)["label"].tolist() == [0] * 30 + [1] * 20
 
 
+@pytest.mark.parametrize("header", [False, True])
 def test_rows_of_a_table_are_scored_on_their_low_level_columns(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], header: bool
 ) -> None:
     task = "task2a_higgs_transformer"
     publish(project, task, SigmoidOfSum(), torch.zeros(2, 21))
     rng = np.random.default_rng(0)
     y, features = np.arange(600) % 2, rng.normal(0, 0.3, (600, 28)).astype(np.float32)
-    np.savetxt(tmp_path / "rows.csv", np.c_[y, features], fmt="%.18e", delimiter=",")
+    label, *names = catalog_dataset("higgs")["file"][0]["keys"]
+    rows, options = np.c_[y, features], {"fmt": "%.18e", "delimiter": ","}
+    if header:  # as people keep them: with names, the label last
+        rows, names = np.c_[features, y], ",".join([*names, label])
+        options |= {"header": names, "comments": ""}
+    np.savetxt(tmp_path / "rows.csv", rows, **options)
     table = pd.read_csv(score(task, str(tmp_path / "rows.csv")))
     expected = 1 / (1 + np.exp(-features[:, :21].sum(axis=1)))
     np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
