@@ -97,7 +97,7 @@ def test_baselines_get_what_loops_over_four_vectors_give(notebook, objects):
     found = notebook.physics(o).numpy()
     values, masses = found[:, :35], found[:, 35 : 35 + 57]
     transverse, distance = (found[:, 92:].reshape(20, 15, 2)[..., k] for k in range(2))
-    o = notebook.lepton_frame(o)
+    o, _ = notebook.by_tag(notebook.lepton_frame(o))
     assert (o[:, 0, notebook.PHI] == 0).all()
     assert (o[:, 0, notebook.ETA] >= 0).all()
     eta = notebook.neutrino_eta(o).numpy()
@@ -116,7 +116,7 @@ def test_baselines_get_what_loops_over_four_vectors_give(notebook, objects):
             assert transverse[event, k] == pytest.approx(np.log(1 + m_t2) / 2 - 4, abs=1e-5)
             delta = np.hypot(eta1 - eta2, np.angle(np.exp(1j * (phi1 - phi2))))
             assert distance[event, k] == pytest.approx(delta - 2, abs=1e-5)
-        log_pt = 2 * np.log(o[event, :, 0] / notebook.GEV.numpy())
+        log_pt = 2 * np.log(o[event, :, 0] / notebook.TYPICAL.numpy())
         np.testing.assert_allclose(values[event, [0, 4, 7, 14, 21, 28]], log_pt, rtol=1e-5)
 
 
@@ -128,11 +128,17 @@ def test_without_the_neutrino_its_pairs_are_transverse(notebook, objects):
     torch.testing.assert_close(m2[:, ~with_missing], full[:, ~with_missing])
 
 
-def test_jets_are_sorted_by_tag_and_momentum(notebook, objects):
-    jets = notebook.by_tag(objects)[:, 2:].numpy()
-    for event, before in zip(jets, objects[:, 2:].numpy(), strict=True):
-        order = sorted(range(4), key=lambda i: (-before[i, 3], i))
-        np.testing.assert_array_equal(event, before[order])
+def test_jets_are_sorted_by_visible_tag_and_momentum(notebook, objects):
+    hidden = notebook.hide(objects, torch.Generator().manual_seed(0))
+    for mask in (None, hidden):
+        found, moved = (t.numpy() for t in notebook.by_tag(objects, mask))
+        mask = torch.zeros_like(hidden) if mask is None else mask
+        events = zip(found, moved, objects.numpy(), mask.numpy(), strict=True)
+        for event, lost, before, was in events:
+            level = np.where(was[:, 3], 0, before[:, 3])
+            order = [0, 1, *sorted(range(2, 6), key=lambda i: (-level[i], i))]
+            np.testing.assert_array_equal(event, before[order])
+            np.testing.assert_array_equal(lost, was[order])
 
 
 def test_symmetries_leave_masses_and_distances_alone(notebook, objects):
@@ -208,7 +214,7 @@ def test_likelihood_against_a_loop_over_objects(notebook, objects):
             for k in range(notebook.COMPONENTS):
                 p = mixture[event, which, k].numpy()
                 pt, eta, phi, tag = o[event, which].numpy()
-                log_pt = 2 * np.log(pt / notebook.GEV[which].item())
+                log_pt = 2 * np.log(pt / notebook.TYPICAL[which].item())
                 logits = np.exp(p[7:]) / np.exp(p[7:]).sum()
                 factors = (
                     np.exp(-0.5 * ((log_pt - p[1]) / np.exp(p[2])) ** 2)
@@ -398,7 +404,7 @@ def test_drawn_objects_follow_their_mixture(notebook):
     p[:, 0, 5:7] = torch.tensor([0.0, 9.0])
     p[:, 0, 7:] = torch.tensor([0.0, 1.0, 2.0])
     pt, eta, phi, tag = notebook.draw_object(p, 2, 0).T
-    log_pt = 2 * (pt / 109.2).log()
+    log_pt = 2 * (pt / 70).log()
     assert log_pt.mean() == pytest.approx(0.4, abs=0.01)
     assert log_pt.std() == pytest.approx(np.exp(-2), rel=0.05)
     assert eta.mean() == pytest.approx(1.0, abs=0.03)
