@@ -162,7 +162,7 @@ def test_networks_in_the_lepton_frame_are_exactly_invariant(notebook, objects):
         torch.manual_seed(0)
         model = notebook.build(arm).eval()
         torch.testing.assert_close(model(moved), model(o), rtol=1e-3, atol=1e-3)
-    free = notebook.HiggsClassifier(frame=False).eval()
+    free = notebook.ObjectEncoder().eval()
     assert (free(moved) - free(o)).abs().max() > 1e-3
 
 
@@ -246,7 +246,7 @@ def test_densities_are_normalised_and_periodic(notebook, objects):
     assert torch.isfinite(notebook.feature_log_densities(strong, o[:1])).all()
 
 
-@pytest.mark.parametrize("off", [None, "pairs", "groups", "neutrino", "frame"])
+@pytest.mark.parametrize("off", [None, "pairs", "groups", "neutrino", "sort"])
 def test_classifier_gives_one_logit_and_reaches_every_weight(notebook, objects, off):
     torch.manual_seed(0)
     model = notebook.HiggsClassifier(**({off: False} if off else {}))
@@ -316,7 +316,7 @@ def test_jobs_have_names_of_their_own(notebook, short):
         job._replace(seed=1),
         job._replace(count=0),
         job._replace(sample="official"),
-        job._replace(options=("frame",)),
+        job._replace(options=("sort",)),
         job._replace(schedule=replace(short, learning_rate=1e-4)),
         job._replace(schedule=replace(short, passes=4)),
     ]
