@@ -129,7 +129,7 @@ def few_labels(matched: dict[int, int]) -> dict[tuple[str, int], Schedule]:
     """Trainings on few labels; ``matched``: labels -> passes that cost as much as a pre-training."""
     plan = {}
     for count, passes in matched.items():
-        short = Schedule({1_000: 50, 10_000: 20}.get(count, 10), 5, 128)
+        short = Schedule({1_000: 20, 10_000: 10}.get(count, 5), 5, 128)
         plan |= {("fine-tuned", count): short, ("scratch, short", count): short}
         plan["scratch", count] = replace(short, passes=passes, rounds=10)
     return plan
@@ -139,7 +139,7 @@ def on_official_rows(passes: dict[int, int]) -> dict[tuple[str, int], Schedule]:
     """Trainings on official rows; ``passes``: rows -> passes from scratch."""
     plan = {("transfer", count): Schedule(6, 3, 128, 6e-4) for count in passes}
     arms = ("official", "masked")
-    return plan | {(arm, n): Schedule(p, 5, 128) for arm in arms for n, p in passes.items()}
+    return plan | {(arm, n): Schedule(p, 2, 128) for arm in arms for n, p in passes.items()}
 
 
 # %%
@@ -158,18 +158,18 @@ CONFIGS = {
         official={("official", 24_000): Schedule(5), ("transfer", 24_000): Schedule(4, 2, 128, 1e-3)},
     ),
     "standard": Config(
-        seeds=(0, 1, 2), pretraining=Schedule(2, 2, 512, 6e-3), tuning=Schedule(8, 4, 128),
-        trainings={("fine-tuned", 0): Schedule(3, 3), ("scratch", 0): Schedule(6, 3),
+        seeds=(0, 1, 2), pretraining=Schedule(3, 3), tuning=Schedule(8, 4, 128),
+        trainings={("fine-tuned", 0): Schedule(3, 3), ("scratch", 0): Schedule(7, 7),
                    ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
-        | few_labels({1_000: 1_300, 10_000: 150}),
-        official=on_official_rows({1_500: 40, 6_000: 25, 24_000: 15}), ablation=Schedule(8, 4, 128),
+        | few_labels({1_000: 2_000, 10_000: 220}),
+        official=on_official_rows({1_500: 16, 6_000: 10, 24_000: 6}), ablation=Schedule(6, 3, 128),
     ),
     "full": Config(
         seeds=(0, 1, 2, 3, 4), pretraining=Schedule(20, 5, 2048, 6e-3), tuning=Schedule(20, 5, 128),
         trainings={("fine-tuned", 0): Schedule(20, 10, 1024), ("scratch", 0): Schedule(50, 10, 1024),
                    ("frozen", 0): Schedule(10, 5, 1024), ("perceptron", 0): Schedule(40, 10, 1024)}
         | few_labels({1_000: 24_000, 10_000: 2_400, 100_000: 250}),
-        official=on_official_rows({1_500: 40, 6_000: 25, 24_000: 15}),
+        official=on_official_rows({1_500: 16, 6_000: 10, 24_000: 6}),
         ablation=Schedule(10, 5, 128), ablation_labels=50_000,
     ),
 }  # fmt: skip
