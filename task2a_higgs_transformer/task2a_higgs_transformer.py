@@ -55,9 +55,11 @@ show_results("task2a_higgs_transformer")
 
 # %%
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from io import StringIO
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
@@ -189,8 +191,7 @@ print(run.summary())
 dataset = load_higgs(DATA_SOURCE, PROFILE, path=DATA)
 y, splits = dataset.y, split_last(dataset.y, validation_fraction=0.05)
 parts = splits._asdict().items()
-counts = {p: {"events": len(rows), "signal share": y[rows].mean()} for p, rows in parts}
-display(pd.DataFrame(counts).T.round(3))
+print({part: len(rows) for part, rows in parts}, f"signal share {y.mean():.3f}")
 
 # %% [markdown]
 # **Official rows.** A run on stand-ins also uses official rows: the official file where it is on disk, with the task's own test
@@ -791,7 +792,8 @@ def run_job(job: Job, start: dict[str, np.ndarray]) -> tuple[pd.DataFrame, dict[
     seed_everything(job.seed)
     model = build(job.arm, **dict.fromkeys(job.options, False))
     model.load_state_dict({k: torch.as_tensor(v) for k, v in start.items()}, strict=False)
-    history = train(job, model)
+    with redirect_stdout(StringIO()):  # there are too many trainings for a line each
+        history = train(job, model)
     return history, {k: v.cpu().numpy() for k, v in model.state_dict().items()}
 
 
@@ -832,6 +834,8 @@ def run_jobs(jobs: list[Job]) -> None:
     jobs = sorted(jobs, key=cost, reverse=True)
     done = side_by_side(run_job, [(job, start_of(job)) for job in jobs])
     trained.update(zip(jobs, done, strict=True))
+    minutes = sum(history.seconds.sum() for history, _ in done) / 60
+    print(f"{len(jobs)} trainings, {minutes:.1f} minutes of one process")
 
 
 # %% [markdown]
@@ -855,7 +859,8 @@ run_jobs([job for arm in ("fine-tuned", "frozen") for job in trials.get(arm, [])
 tried = {arm: {j.schedule.learning_rate: best(j) for j in jobs} for arm, jobs in trials.items()}
 rates = {arm: max(line, key=line.get) for arm, line in tried.items()}
 if tried:
-    frame = pd.DataFrame(tried).T.rename_axis(columns="validation AUC at a rate of")
+    frame = pd.DataFrame(tried).T.rename(columns="{:g}".format)
+    frame = frame.rename_axis(columns="validation AUC at a rate of")
     display(frame.style.format(precision=4).highlight_max(axis=1, props="font-weight: bold"))
 
 # %% [markdown]
@@ -1030,7 +1035,7 @@ for arm in (headline, "frozen", "perceptron", "trees"):
     kept = fpr * (y_test == 0).sum() >= 25  # fewer background events would show their noise
     axes[0].plot(tpr[kept], tpr[kept] / np.sqrt(fpr[kept]), label=LABELS[arm])
 axes[0].set(xlabel="signal efficiency", ylabel="significance improvement")
-axes[0].legend(fontsize=7)
+axes[0].legend(fontsize=7, loc="lower center")
 plotting.score_distributions(axes[1], y_test, scores[headline][0], ("background", "signal"))
 shown = {LABELS[arm]: np.atleast_2d(scores[arm])[0] for arm in (headline, "trees")}
 plotting.reliability_diagram(axes[2], y_test, shown)
@@ -1180,14 +1185,7 @@ model, o = models[headline][0], samples["main"].objects[splits.validation[:2000]
 y_check = y[splits.validation[:2000]]
 reference = roc_auc(y_check, predict(model, o))
 loss = {g: reference - roc_auc(y_check, without_mass(model, o, i)) for i, g in enumerate(GROUPS)}
-PLACES = (
-    r"$\ell$",
-    r"$\nu$",
-    "$b_1$",
-    "$b_2$",
-    "$j_1$",
-    "$j_2$",
-)  # jets in the order of their tags
+PLACES = (r"$\ell$", r"$\nu$", "$b_1$", "$b_2$", "$j_1$", "$j_2$")  # fmt: skip
 top = sorted(loss, key=loss.get)[-12:]
 m_bb = tagged_mass(samples["main"].objects[splits.test], (2, 3))
 tagged = (samples["main"].objects[splits.test][:, 2:, TAG] > 0).sum(1).cpu().numpy()
@@ -1380,7 +1378,7 @@ others = [arm for arm in ("fine-tuned", "scratch", "frozen") if arm != headline]
 on_rows = {}
 if on_official:
     on_rows = {arm: described(on_official, arm, OFFICIAL_LABELS) for arm in by_arm}
-run.save_metrics(
+metrics = run.save_metrics(
     title="Task 2a: HIGGS with a masked transformer autoencoder",
     data={"source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description}
     | {part: len(rows) for part, rows in parts},
@@ -1394,7 +1392,7 @@ run.save_metrics(
     variants={
         "official_rows": on_rows,
         "few_labels": {str(n): {arm: c.entry(arm) for arm in c.values} for n, c in few.items()},
-        "without_exact_copies": without,
+        "without_exact_copies": float(without),
         "headline": headline,
     },
     claims={sentence: bool(true) for sentence, true in claims.items()},
