@@ -160,10 +160,10 @@ CONFIGS = {
         official={("official", 24_000): Schedule(5), ("transfer", 24_000): Schedule(4, 2, 128, 1e-3)},
     ),
     "standard": Config(
-        seeds=(0, 1, 2), pretraining=Schedule(3, 3), tuning=Schedule(8, 4, 128),
-        trainings={("fine-tuned", 0): Schedule(3, 3), ("scratch", 0): Schedule(7, 7),
-                   ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
-        | few_labels({1_000: 2_000, 10_000: 220}),
+        seeds=(0, 1, 2), pretraining=Schedule(4, 4), tuning=Schedule(8, 4, 128),
+        trainings={("fine-tuned", 0): Schedule(6, 6), ("scratch", 0): Schedule(11, 11),
+                   ("frozen", 0): Schedule(3, 3), ("perceptron", 0): Schedule(10, 5)}
+        | few_labels({1_000: 1_500, 10_000: 160}),
         official=on_official_rows({1_500: 16, 6_000: 10, 24_000: 6}), ablation=Schedule(6, 3, 128),
     ),
     "full": Config(
