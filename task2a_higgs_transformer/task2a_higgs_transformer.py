@@ -163,7 +163,7 @@ CONFIGS = {
         seeds=(0, 1, 2), pretraining=Schedule(4, 4), tuning=Schedule(8, 4, 128),
         trainings={("fine-tuned", 0): Schedule(5, 5), ("scratch", 0): Schedule(10, 10),
                    ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
-        | few_labels({1_000: 1_650, 10_000: 170}),
+        | few_labels({1_000: 1_300, 10_000: 140}),
         official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), ablation=Schedule(6, 3, 128),
     ),
     "full": Config(
