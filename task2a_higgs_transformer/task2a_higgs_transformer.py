@@ -160,10 +160,10 @@ CONFIGS = {
         official={("official", 24_000): Schedule(5), ("transfer", 24_000): Schedule(4, 2, 128, 1e-3)},
     ),
     "standard": Config(
-        seeds=(0, 1, 2), pretraining=Schedule(4, 4), tuning=Schedule(8, 4, 128),
-        trainings={("fine-tuned", 0): Schedule(5, 5), ("scratch", 0): Schedule(10, 10),
+        seeds=(0, 1, 2), pretraining=Schedule(3, 3), tuning=Schedule(8, 4, 128),
+        trainings={("fine-tuned", 0): Schedule(5, 5), ("scratch", 0): Schedule(9, 9),
                    ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
-        | few_labels({1_000: 1_300, 10_000: 140}),
+        | few_labels({1_000: 980, 10_000: 110}),
         official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), ablation=Schedule(6, 3, 128),
     ),
     "full": Config(
