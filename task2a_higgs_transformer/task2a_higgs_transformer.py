@@ -63,6 +63,7 @@ from io import StringIO
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
+import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -78,6 +79,7 @@ from e2e_utils.checkpoints import save_weights
 from e2e_utils.comparison import Comparison
 from e2e_utils.complexity import complexity
 from e2e_utils.evaluation import evaluate_classifier
+from e2e_utils.files import atomic_path
 from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.metrics import accuracy, roc_auc, roc_curve
 from e2e_utils.notebook import show_claims, start_run, update_results
@@ -966,15 +968,21 @@ def columns_of(sample: Sample, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([physics(sample.objects[block]).cpu().numpy() for block in blocks])
 
 
-def boosted(sample: Sample, rows: np.ndarray) -> NamedTuple:
-    """Tuned trees on the labelled ``rows``, and the table of their tuning."""
-    check = sample.splits.validation[:CHECKED]
-    x, x_check = columns_of(sample, rows), columns_of(sample, check)
-    labels, tuning = (sample.y[rows], sample.y[check]), CONFIG.tree_events
-    return tuned_trees(x, labels[0], x_check, labels[1], tuning_events=tuning)
+def boosted(name: str, rows: np.ndarray) -> NamedTuple:
+    """Tuned trees on the labelled ``rows`` of a sample, and the table of their tuning; kept."""
+    file = run.directory / "state" / f"trees-{name}-{len(rows)}.joblib"
+    if not file.exists():
+        sample = samples[name]
+        check = sample.splits.validation[:CHECKED]
+        x, x_check = columns_of(sample, rows), columns_of(sample, check)
+        labels, tuning = (sample.y[rows], sample.y[check]), CONFIG.tree_events
+        fitted = tuned_trees(x, labels[0], x_check, labels[1], tuning_events=tuning)
+        with atomic_path(file) as temporary:
+            joblib.dump(fitted, temporary)
+    return joblib.load(file)
 
 
-trees = boosted(samples["main"], splits.train)
+trees = boosted("main", splits.train)
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
@@ -1013,7 +1021,7 @@ for arm, count in CONFIG.official if official else ():
     networks = [restored(job) for job in jobs_of(arm, count, "official")]
     official_scores[arm, count] = scores_of(networks, "official")
 for count in official_counts:
-    fitted = boosted(samples["official"], labelled(jobs_of("official", count, "official")[0])).model
+    fitted = boosted("official", labelled(jobs_of("official", count, "official")[0])).model
     columns = columns_of(samples["official"], official.splits.test)
     official_scores["trees", count] = fitted.predict_proba(columns)[:, 1]
 
