@@ -162,7 +162,7 @@ CONFIGS = {
         official={("official", 24_000): Schedule(5), ("transfer", 24_000): Schedule(4, 2, 128, 1e-3)},
     ),
     "standard": Config(
-        seeds=(0, 1, 2), pretraining=Schedule(3, 3), tuning=Schedule(8, 4, 128),
+        seeds=(0, 1, 2), pretraining=Schedule(3, 3), tuning=Schedule(8, 4, 128), tree_events=30_000,
         trainings={("fine-tuned", 0): Schedule(5, 5), ("scratch", 0): Schedule(9, 9),
                    ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
         | few_labels({1_000: 980, 10_000: 110}),
@@ -787,6 +787,7 @@ trained = {}  # job -> (history, weights as arrays)
 RATES = (3e-4, 1e-3, 3e-3, 9e-3)
 SAME_RATE = {"scratch, short": "scratch", "official": "scratch", "masked": "fine-tuned"}
 rates = {}  # arm -> the rate that validation prefers; where none is tried, that of the schedule
+rates_of_all = {}  # the same for trainings with all labels
 
 
 def run_job(job: Job, start: dict[str, np.ndarray]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
@@ -811,6 +812,7 @@ def jobs_of(arm: str, count: int = 0, sample: str = "main") -> list[Job]:
     """The trainings of an arm, one per seed."""
     schedule = (CONFIG.trainings if sample == "main" else CONFIG.official)[arm, count]
     rate = rates.get(SAME_RATE.get(arm, arm), schedule.learning_rate)
+    rate = rate if count or sample != "main" else rates_of_all.get(arm, rate)
     schedule = replace(schedule, learning_rate=rate)
     return [Job(arm, count, seed, schedule, sample) for seed in CONFIG.seeds]
 
@@ -864,6 +866,26 @@ if tried:
     frame = pd.DataFrame(tried).T.rename(columns="{:g}".format)
     frame = frame.rename_axis(columns="validation AUC at a rate of")
     display(frame.style.format(precision=4).highlight_max(axis=1, props="font-weight: bold"))
+
+# %% [markdown]
+# What is best for few labels need not be best for all. So the two transformers let their best two rates compete once
+# more, with all labels, the whole schedule and the first seed.
+
+
+# %%
+def finals(arm: str) -> list[Job]:
+    """Trainings with all labels at the two rates that few labels prefer."""
+    best_two = sorted(tried[arm], key=tried[arm].get)[-2:]
+    schedules = [replace(CONFIG.trainings[arm, 0], learning_rate=rate) for rate in best_two]
+    return [Job(arm, 0, CONFIG.seeds[0], schedule) for schedule in schedules]
+
+
+if tried:
+    final = {arm: finals(arm) for arm in ("fine-tuned", "scratch")}
+    run_jobs([job for jobs in final.values() for job in jobs])
+    for arm, jobs in final.items():
+        rates_of_all[arm] = max(jobs, key=best).schedule.learning_rate
+        print(arm, {job.schedule.learning_rate: round(best(job), 4) for job in jobs})
 
 # %% [markdown]
 # Then all other trainings, side by side on the cores.
