@@ -784,7 +784,7 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
 
 # %%
 trained = {}  # job -> (history, weights as arrays)
-RATES = (3e-4, 1e-3, 3e-3, 9e-3)
+RATES = (3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2)
 SAME_RATE = {"scratch, short": "scratch", "official": "scratch", "masked": "fine-tuned"}
 rates = {}  # arm -> the rate that validation prefers; where none is tried, that of the schedule
 rates_of_all = {}  # the same for trainings with all labels
