@@ -38,7 +38,7 @@ def notebook(tmp_path):
     module.splits = split_last(y)
     objects = module.to_objects(torch.from_numpy(x)).to(module.DEVICE)
     module.samples = {"main": module.Sample(objects, y, module.splits)}
-    module.trained, module.rates = {}, {}
+    module.trained, module.rates, module.rates_of_all = {}, {}, {}
     module.run = SimpleNamespace(directory=tmp_path)
     return module
 
