@@ -18,6 +18,7 @@ from tools.site.__main__ import build_site, elsewhere
 from tools.site.figures import Figure, gallery_figure
 from tools.site.front_page import introduction
 from tools.site.notebook_page import code_summary
+from tools.site.pages import THIN_SPACE, space_functions
 
 PNG = (  # 1 x 1 pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
@@ -88,7 +89,7 @@ def demo_notebook(run: dict) -> nbformat.NotebookNode:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site of a small project with one published task, whose notebook has everything."""
     with pytest.MonkeyPatch.context() as patch:
         root = make_project(tmp_path_factory.mktemp("project"), patch)
@@ -105,7 +106,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         run = nbformat.read(notebook, as_version=4).metadata["e2e"]
         nbformat.write(demo_notebook(run), notebook)
         build_site(root / "site")
-        yield root / "site"
+    return root / "site"
 
 
 def document(path: Path) -> Document:
@@ -154,6 +155,15 @@ def test_formulas_are_mathml(site: Path) -> None:
     text = (site / f"{TASK}.html").read_text()
     assert text.count("<math") == 3
     assert "\\frac" not in re.sub(r"<annotation.*?</annotation>", "", text)
+
+
+def test_functions_in_formulas_have_room() -> None:
+    name = '<mrow><mi mathvariant="normal">ln</mi><mo>\u2061</mo></mrow>'
+    assert space_functions(f"<mi>h</mi>{name}<mi>x</mi>") == (
+        f"<mi>h</mi>{THIN_SPACE}{name}{THIN_SPACE}<mi>x</mi>"
+    )
+    for alone in (f"<mo>(</mo>{name}<mo>(</mo>", f"<msub>{name}<mn>2</mn></msub>"):
+        assert space_functions(alone) == alone
 
 
 def test_the_front_page_has_the_table_of_the_readme_and_the_gallery(site: Path) -> None:

@@ -4,12 +4,20 @@ Formulas become MathML, which every browser draws by itself: no script and no ot
 """
 
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.notebook_pdf.exporter import run_pandoc
 
 HERE = Path(__file__).resolve().parent
+# The name of a function in MathML: (what stands before it) name (what stands after it).
+FUNCTION = re.compile(
+    r"(</(?:mi|mn|msub|msup|msubsup)>)?(?<!<msub>)(?<!<msup>)(?<!<munder>)"
+    r'(<mrow><mi mathvariant="normal">\w{2,}</mi><mo>(?:\u2061|&#8289;)</mo></mrow>)'
+    r"(?=(<(?:mi|mn|mfrac|msqrt|msub|msup|msubsup|mrow)[ >])?)"
+)
+THIN_SPACE = '<mspace width="0.17em"></mspace>'
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,18 @@ def write_page(site: Site, page: Page) -> None:
     arguments += ["--toc", "--toc-depth=3"] if page.side else []
     arguments += [f"--variable={name}={value}" for name, value in variables.items()]
     text = run_pandoc(arguments, document, page.name)
-    (site.folder / f"{page.name}.html").write_text(text, encoding="utf-8")
+    (site.folder / f"{page.name}.html").write_text(space_functions(text), encoding="utf-8")
+
+
+def space_functions(text: str) -> str:
+    """Thin spaces around the names of functions, as TeX sets them: "h ln x" and not "hlnx"."""
+
+    def spaced(match: re.Match) -> str:
+        before, name, after = match.groups()
+        left = before + THIN_SPACE if before else ""
+        return left + name + (THIN_SPACE if after else "")
+
+    return FUNCTION.sub(spaced, text)
 
 
 def raw(text: str) -> dict:
