@@ -13,8 +13,9 @@
 #
 # **Task.** Convert the network of common task 1 to ONNX, run it inside the CMS software framework (CMSSW) on a file of
 # two-photon events with the RecoE2E package, and measure the time of the inference. **No `cmsRun` was run for this
-# notebook**: there was no CMSSW where it was executed. One script, [`cmssw/run_in_docker.sh`](cmssw), does the whole
-# task on a machine with docker; everything that does not need CMSSW is measured here.
+# notebook**: there was no CMSSW where it was executed. One script, [`cmssw/run_in_docker.sh`](cmssw), is written to do
+# the whole task on a machine with docker, and has been tried against stand-ins of CMSSW only. Everything that does not need
+# CMSSW is measured here.
 
 # %%
 import os
@@ -42,13 +43,14 @@ install_missing()
 show_results("task2f_cmssw_inference")
 
 # %% [markdown]
-# **What was found.** The exported network has the scores of PyTorch in every ONNX Runtime that we could install, from
-# 1.0.0, the oldest in a CMSSW release, to today's. RecoE2E feeds other numbers than the network was trained on:
-# energies in GeV instead of energies / 50 GeV, in a frame that is shifted by one crystal. The exported graph holds the
-# adapter. Without it nothing crashes, and less than a fifth of the separation is left (as AUC above one half); RecoE2E's
-# own model has the same mismatch. Opening the
-# model anew for each event, as RecoE2E does, takes far longer than everything else together; our plugins open it once.
-# Photons outside the barrel are not inferred and score −1.
+# **What was found.** All events of this run are simulated. The exported network has the scores of PyTorch in every ONNX
+# Runtime that we could install, from 1.0.0, the oldest in a CMSSW release, to today's. RecoE2E feeds other numbers than the
+# network was trained on: energies in GeV instead of energies / 50 GeV, in a frame that is shifted by one crystal. The
+# exported graph holds the adapter. Without it nothing crashes, and less than a fifth of the separation is left (as AUC
+# above one half). Opening the model anew for each event, as RecoE2E does, takes far longer than cropping and inferring
+# together; our plugins open it once. Photons below 10 GeV or outside the barrel are not inferred and score −1.
+# (Brackets: of times the fastest and the slowest process, of an AUC the 95 % interval. The AUC of the second row is that of
+# the first: the same graph. The last two rows are jobs of others, with another network on another machine.)
 
 # %% [markdown]
 # ## 1. Set-up
@@ -161,7 +163,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## 3. From hits to frames
 # A barrel crystal has $|i\eta|$ from 1 to 85 and $i\varphi$ from 1 to 360. The frame runs from 15 crystals before the
-# seed to 16 after it, with zeros beyond the barrel's ends and across the seam in $\varphi$. A photon with $p_T < 10$ GeV
+# seed to 16 after it: zeros beyond the barrel's ends, and round the seam in $\varphi$. A photon with $p_T < 10$ GeV
 # or $|\eta| > 1.44$ has none: RecoE2E gives it an empty frame and infers that, we give it the score −1.
 #
 # CMSSW takes as seed the highest barrel hit of the photon's supercluster. The clusters are not among the branches
@@ -286,10 +288,10 @@ for axis, (title, image) in zip(axes, shown.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# **Format.** Every release has one ONNX Runtime, which reads models up to a certain operator set (opset) and file format
-# (IR). The oldest, 1.0.0 of CMSSW_11_0_1, reads opset 10 and IR 5; all others read these too. RecoE2E replaces
-# only a first dimension of −1 and takes one float per photon. `check_model` (`contract.py`) refuses any other model, and
-# the C++ does the same when the job starts.
+# **Format.** A release with ONNX Runtime has one version of it, which reads models up to a certain operator set (opset) and
+# file format (IR). The oldest, 1.0.0 of CMSSW_11_0_1, reads opset 10 and IR 5; all others read these too. RecoE2E replaces
+# only a first dimension of −1 and takes one float per photon. `check_model` (`contract.py`) refuses any other model. The
+# C++ cannot read the graph: when the job starts it checks the output's name and sends one empty frame through the model.
 
 # %%
 graph = CmsswGraph(network).eval()
@@ -315,7 +317,7 @@ print(
 # ## 5. The same scores everywhere
 # **Engines.** The same frames through PyTorch and through ONNX Runtime: batches of 1, 2, 7 and 64 showers, and an
 # empty frame. The old versions are the PyPI wheels of what CMSSW carries; `make` installs them where it finds
-# interpreters as old as they are. They are builds of their own, not those of CMSSW.
+# a Python old enough for them. They are not CMSSW's own builds.
 
 # %%
 TOLERANCE = 1e-5
@@ -392,8 +394,9 @@ else:
 # ## 6. What the adapter is worth
 # All rows score the same images, turned into the frames that RecoE2E would crop from the same hits. *No adapter* is the
 # network as common task 1 trained it, fed by RecoE2E directly; the next two leave out one half of the adapter. *Official
-# images* were never frames: the difference is what the strip of crystals costs that a shifted frame lacks. *Mirror image*
-# averages with the image reflected in $\eta$, as common task 1 does, for twice the time.
+# images* are the labelled images of this run in the official form, never cropped: they show what the strip of crystals
+# costs that a shifted frame lacks. *Mirror image* averages with the image reflected in $\eta$, as common task 1 does, and needs a
+# second pass.
 
 
 # %%
@@ -426,8 +429,8 @@ table.rename(columns={"value": "ROC-AUC", "minus exported": "minus exported grap
 
 # %% [markdown]
 # Each half of the adapter is needed. The failure is silent: every score of the wrong input is still a number
-# between 0 and 1. RecoE2E's own `sample.onnx` has the same mismatch. We scored it once on stand-in images (not
-# in this run):
+# between 0 and 1. RecoE2E's own `sample.onnx` has the same mismatch. We scored it once on earlier stand-in images, not
+# in this run:
 
 # %%
 SAMPLE_ONNX = {"energies / 50 GeV": 0.742, "GeV, as RecoE2E's frames are": 0.50}  # ROC-AUC
@@ -435,7 +438,7 @@ pd.DataFrame(SAMPLE_ONNX, index=["ROC-AUC of sample.onnx"]).style.format("{:.2f}
 
 # %% [markdown]
 # **From file to score.** If branches, decoding, seeds and cropping are right, photons of the file score like labelled
-# photon images (which exist for $|\eta| < 1.2$ only).
+# photon images (which exist for $|\eta| < 1.2$ only). The test is of our chain only: file and images come from one simulation.
 
 # %%
 central = has_frame & (np.abs(events.eta) < 1.2)
@@ -471,7 +474,7 @@ if card["source"] == "standin" and REAL_FILE.is_file():
 # Real time of an event of two photons, one thread, as CMSSW gives an event. *Session kept*: the model is opened once a
 # job, as in our plugins. *Session per event*: RecoE2E opens it anew for every event. The C++ figures contain cropping,
 # batching and inference; the Python ones contain the inference only and compare the versions of the engine. **None of this was
-# measured inside CMSSW.** Runs of one program differ by more than the events of one run, so each figure is the median over
+# measured inside CMSSW.** Timed are events whose two photons both have a frame, in turn. Runs of one program differ by more than the events of one run, so each figure is the median over
 # processes, taken in turn; brackets are the fastest and the slowest process.
 
 # %%
@@ -540,8 +543,8 @@ axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# **Inside CMSSW** there are public numbers: the tables that FastTimerService printed in two finished jobs of this
-# task by others, with RecoE2E's code as it is.
+# **Inside CMSSW** there are numbers of others: two public solutions of this task keep the tables that FastTimerService
+# printed in their finished jobs, with RecoE2E's code as it is.
 
 # %%
 PUBLIC_JOBS = pd.DataFrame(  # ms per event
@@ -552,9 +555,8 @@ PUBLIC_JOBS["share of EGTagger"] = PUBLIC_JOBS["EGTagger"] / PUBLIC_JOBS["whole 
 PUBLIC_JOBS.style.format("{:.1f}", na_rep="").format("{:.0%}", subset=["share of EGTagger"])
 
 # %% [markdown]
-# `EGTagger`, which opens the session and infers, takes about half of the event there; making the frames costs little. So
-# keeping the session is where the job can save time. How much it saves can only be measured in CMSSW: machine,
-# model and build of the engine differ from ours.
+# `EGTagger`, which opens the session and infers, is the largest single part of the event there, a little under half of it. What a
+# kept session saves can only be measured in CMSSW: machine, model and build of the engine differ from ours.
 
 # %% [markdown]
 # ## 8. The run in CMSSW
@@ -582,8 +584,7 @@ PUBLIC_JOBS.style.format("{:.1f}", na_rep="").format("{:.0%}", subset=["share of
 
 # %% [markdown]
 # ## 9. What this run shows
-# The sentences of this notebook that assert something, checked on this run's numbers. A run in which one is false is
-# not published.
+# The main claims of this notebook, checked on this run's numbers. A run in which one is false is not published.
 
 # %%
 headline = next(iter(measures))
@@ -699,14 +700,12 @@ metrics = run.save_metrics(
 # test on labelled frames belongs beside it.
 #
 # **Time.** Opening the model costs far more than cropping and inferring, in C++ and in Python and with every engine: the
-# graph has hundreds of small operators, which the engine sorts, folds and fuses each time it is opened. The wheel of the oldest
-# engine is also slower in the inference. With the session kept, the network is a small part of what the public
-# jobs spend on an event.
+# graph has hundreds of small operators, and each opening builds and optimises it again. The wheel of the oldest engine opens
+# faster and infers more slowly than today's.
 #
 # **Limits.** No `cmsRun` was run: that the plugins compile against the real headers, that the file is read, and the time
 # of the module inside a job are still to be confirmed with `run_in_docker.sh`. The engines measured here are wheels from PyPI,
-# with kernels for newer processors than some builds of CMSSW have. The stand-in photons have no pile-up and no tracker in
-# front of them. The seed is found without the supercluster, so that a photon of the official file may get a
+# with kernels for newer processors than some builds of CMSSW have. The stand-in photons have no pile-up. The seed is found without the supercluster, so that a photon of the official file may get a
 # frame around another crystal than in CMSSW.
 #
 # **References.** RecoE2E, github.com/rchudasa/RecoE2E. CMSSW, `PhysicsTools/ONNXRuntime` and `HLTrigger/Timer`,
