@@ -89,10 +89,8 @@ def codec_2d(task: ModuleType, _: Card) -> nn.Module:
     return Tensors(value=(task.N_CHANNELS, knots), summary=(task.N_SUMMARY, knots))
 
 
-def motion_2j(_: ModuleType, card: Card) -> nn.Module:
-    degree = int(card["degree"])
-    size = (degree + 1) * (degree + 2)  # polynomials of two coordinates, for both of them
-    return Tensors(coefficients=(size,))
+def motion_2j(*_: object) -> nn.Module:
+    return Tensors(shift=(2,), matrix=(2, 2))
 
 
 # (task, pattern of the file's name) -> the module that its card describes; the first that fits.
@@ -118,12 +116,14 @@ BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("task2i_foundation", "constant_weights*"): lambda task, _: task.Gate(len(task.EXPERTS)),
     ("task2i_foundation", "*"): arm_2i,
     ("task2j_symmetry", "vae*"): of_latents("VariationalAutoencoder"),
-    ("task2j_symmetry", "oracle*"): of_latents("Oracle"),
+    ("task2j_symmetry", "oracle*"): (
+        lambda task, card: task.perceptron(int(card["latent_dimension"]), 1)
+    ),
     ("task2j_symmetry", "supervised_map*"): of_latents("StepMap"),
     ("task2j_symmetry", "discovered_chart*"): of_latents("Chart"),
     ("task2j_symmetry", "discovered_motion*"): motion_2j,
     ("task2j_symmetry", "invariant_network*"): (
-        lambda task, _: task.OrbitAverage(task.SmallCNN(), task.known_rotations(12))
+        lambda task, _: task.OrbitAverage(task.SmallCNN(2, 12), torch.zeros(12, 28, 28, 2))
     ),
 }
 

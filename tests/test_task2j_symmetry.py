@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data.loaders import load_rotated_mnist
+from data.loaders.rotations import rotate_steps
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.splits import split_originals
@@ -109,7 +110,9 @@ def test_closed_orbit_is_the_formula(notebook):
     centre = -torch.linalg.solve(motion.matrix, motion.shift)
     turn = np.cos(2 * np.pi * t) * torch.eye(2) + np.sin(2 * np.pi * t) * motion.matrix / omega
     expected = centre + (u - centre) @ turn.T
-    torch.testing.assert_close(motion.after(torch.tensor([t]), u)[0], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        motion.after(torch.tensor([t]), u)[0], expected, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_missed_distance_is_zero_for_closed_and_the_growth_for_spirals(notebook):
@@ -140,7 +143,9 @@ def test_discovery_finds_the_rotation_of_synthetic_pictures(notebook, bar, bar_l
     motions = notebook.shared_motions(bar, bar_latents, slopes)
     assert motions.residuals[0] < 0.05
     assert motions.residuals[1] > 3 * motions.residuals[0]
-    assert motions.residual(motions.coefficients[:, 0]) == pytest.approx(motions.residuals[0], rel=1e-2)
+    assert motions.residual(motions.coefficients[:, 0]) == pytest.approx(
+        motions.residuals[0], rel=1e-2
+    )
     ink = bar.decode(bar_latents).mean((0, 1))
     motion = notebook.motion_of(motions.coefficients[:, 0], ink).closed()
     assert motion.period == pytest.approx(2 * np.pi, rel=0.05)
@@ -168,8 +173,9 @@ def test_image_space_cosine_ignores_what_the_decoder_does_not_show(notebook, bar
     assert found["latent"].max() < 0.5
     assert notebook.cosines(space, z, tangent, tangent)["latent"].min() > 0.999
     sigma, share = notebook.along_singular(space, z, g, tangent)
-    assert float(sigma[:, -1].max()) < 1e-4
-    assert float(share[:, -1].min()) > 0.3
+    radial_or_last = share[:, -2:].sum(1)  # the length of (cos, sin) does not show either
+    assert float(sigma[:, -2:].max()) < 1e-4
+    assert float(radial_or_last.min()) > 0.3
 
 
 def test_oracle_forbids_motions_that_change_its_logits(notebook, bar, bar_latents):
@@ -212,11 +218,13 @@ def test_scaled_copies_and_wider_than_tall(notebook):
     x[0, 12:16, 4:24], x[1, 4:24, 12:16] = 200, 200
     x = torch.from_numpy(x)
     assert notebook.wider_than_tall(x).tolist() == [1, 0]
-    copies = notebook.scaled_copies(x)
+    line = torch.linspace(-1, 1, 28)
+    blob = 200 * torch.exp(-(line[:, None] ** 2 + line**2) / (2 * 0.25**2))
+    copies = notebook.scaled_copies(blob.to(torch.uint8).expand(2, -1, -1))
     assert copies.shape == (2, 12, 28, 28)
     ink = copies.float().sum((2, 3))
     assert (ink.diff(dim=1) > 0).all()
-    assert float(ink[0, -1] / ink[0, 0]) == pytest.approx((1.3 / 0.6) ** 2, rel=0.1)
+    assert float(ink[0, -1] / ink[0, 0]) == pytest.approx((1.3 / 0.6) ** 2, rel=0.05)
 
 
 def test_brackets_of_rotations_are_their_commutators(notebook):
@@ -263,9 +271,11 @@ def test_exponential_flow_is_a_rotation_group_and_its_field_the_derivative(noteb
     torch.manual_seed(0)
     flow, z = notebook.ExponentialFlow(6), torch.randn(4, 6)
     s, t = torch.full((4,), 0.4), torch.full((4,), 1.3)
-    torch.testing.assert_close(flow.flow(flow.flow(z, s), t), flow.flow(z, s + t), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        flow.flow(flow.flow(z, s), t), flow.flow(z, s + t), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(flow.flow(z, s).norm(dim=1), z.norm(dim=1), rtol=1e-4, atol=1e-5)
-    g = flow.generator()
+    g = flow.generator().detach()
     torch.testing.assert_close(g, -g.T)
     assert float(g.square().sum()) == pytest.approx(6, rel=1e-5)
     step = torch.full((4,), 1e-2)
@@ -303,13 +313,12 @@ def test_angles_are_followed_over_a_full_turn(notebook, bar, bar_latents):
 
 
 def test_angles_between_those_of_the_data_set(notebook):
-    x = np.zeros((1, 12, 28, 28), np.uint8)
-    x[0, 0, 12:16, 14:25] = 255  # a bar to the right
-    x = notebook.rotate_steps(x[:, 0]) if hasattr(notebook, "rotate_steps") else x
-    images = notebook.at_24_angles(x)
+    x = np.zeros((1, 28, 28), np.uint8)
+    x[0, 12:16, 14:25] = 255  # a bar to the right
+    images = notebook.at_24_angles(rotate_steps(x))
     assert images.shape == (1, 24, 28, 28)
     position = np.arange(28) - 13.5
-    for number in range(1, 24, 2):
+    for number in range(24):
         image = images[0, number].astype(float)
         cx, cy = (image.sum(0) @ position) / image.sum(), -(image.sum(1) @ position) / image.sum()
         angle = np.rad2deg(np.arctan2(cy, cx))
@@ -368,7 +377,7 @@ def test_chart_generator_is_the_derivative_of_its_flow_and_planes_close(notebook
     torch.testing.assert_close(chart(z), slope, rtol=1e-4, atol=1e-6)
     h = torch.randn(3, 2 * len(notebook.FREQUENCIES) + notebook.INVARIANTS).double()
     full = torch.full((3,), 2 * np.pi).double()
-    torch.testing.assert_close(notebook.turn_planes(h, full), h, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(notebook.turn_planes(h, full), h, rtol=1e-5, atol=1e-5)
 
 
 def test_elbo_terms_are_the_formulas(notebook):

@@ -134,13 +134,13 @@ def foundation(folder: Path, arm: str) -> Training:
 
 def symmetry(folder: Path, chart: bool = False) -> Training:
     notebook = load_definitions("task2j_symmetry")
-    notebook.run, notebook.latent_dim = SimpleNamespace(directory=folder), 6
+    notebook.run = SimpleNamespace(directory=folder)
     images = torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=torch.manual_seed(0))
     schedule = notebook.Schedule(6, 8, rounds=2)
 
     def train() -> Weights:
         if not chart:
-            return notebook.train_vae("a", 4, images, images[:16], schedule)[1]
+            return notebook.arrays(notebook.train_vae("a", 4, images, images[:16], schedule, 0)[1])
         seed_everything(0)
         z = torch.randn(64, 6).to(notebook.DEVICE)
 
