@@ -42,7 +42,16 @@ install_missing()
 show_results("task2j_symmetry")
 
 # %% [markdown]
-# **What was found.** TO BE WRITTEN
+# **What was found.** Rotation is discovered, once a symmetry is sought where it acts. *Put in* is that a symmetry moves the
+# picture plane by an affine motion, the same for every digit, and that it returns to its start. *Learned*, from pictures
+# without angles, is which motion: in each of five autoencoders it is a rotation about the centre, and its residual is
+# below that of the next motion by more than the spread between autoencoders. The latent flow learned from it changes
+# decoded digits as a true rotation does. The logit does not do the finding: rotation comes first without it, too. What the
+# logit tells is the price of a motion, and rotation pays less for the logit of the digits than for that of an orientation.
+# Searches in latent space alone, the paper's losses and a matrix exponential, do not come near. In upright digits the
+# same method does not find rotation, and in digits of many sizes it finds scaling. A network averaged over the
+# discovered motion recognises 1 and 2 at any angle from labels of upright digits. With all ten digits it misses the aim,
+# and so does the same network with true rotations.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -129,13 +138,13 @@ CONFIGS = {
         tested=60, ten_tested=60, ten=100,
     ),
     "quick": Config(
-        autoencoder=Schedule(500, 64), control=Schedule(300, 64), scan=Schedule(60, 64), small=Schedule(200),
-        flows=Schedule(60), classifier=Schedule(150), ten_classifier=Schedule(200),
+        autoencoder=Schedule(450, 64), control=Schedule(250, 64), scan=Schedule(50, 64), small=Schedule(150),
+        flows=Schedule(60), classifier=Schedule(120), ten_classifier=Schedule(150),
         seeds=(0, 1, 2), repeats=(0, 1), dimensions=(8, 10), discovery=200, pairs=5_000,
         scored=60, tested=100, ten_tested=100, ten=1_000,
     ),
     "standard": Config(
-        autoencoder=Schedule(2000), control=Schedule(1200, 64), scan=Schedule(200, 64),
+        autoencoder=Schedule(2500, 64), control=Schedule(1200, 64), scan=Schedule(200, 64),
         small=Schedule(600), flows=Schedule(300), classifier=Schedule(600),
         ten_classifier=Schedule(1200), discovery=800, pairs=20_000, tested=1_500, ten_tested=1_000,
     ),
@@ -197,12 +206,12 @@ def show_strips(strips: dict[str, torch.Tensor], title: str = "") -> None:
     plt.show()
 
 
+# %%
 def first_of(digit: int, rows: np.ndarray, number: int = 0) -> int:
     """Row of the first (or a later) original of class 0 or 1 among ``rows``."""
     return int(rows[(target[rows] == digit).numpy()][number])
 
 
-# %%
 chosen = [first_of(c, splits.train, i) for c in (0, 1) for i in (0, 1)]
 show_strips({str(DIGITS[int(target[row])]): strip(pixels[row] / 255) for row in chosen})
 
@@ -374,7 +383,7 @@ def train(name: str, model: nn.Module, loss: Callable, schedule: Schedule, seed:
     )
     fit = Training(run.directory / "state" / f"{name}-{seed}", OnePass(model, loss), optimizer,
                    cycle, accelerator, clip=5.0, higher_is_better=False)  # fmt: skip
-    with contextlib.redirect_stdout(None):  # a hundred networks: no line for each
+    with contextlib.redirect_stdout(None):  # no line for each of a hundred networks
         for number in fit.epochs(schedule.rounds):
             own = number * accelerator.num_processes + accelerator.process_index
             generator = torch_generator(seed, own)  # every process draws its own batches
@@ -401,6 +410,7 @@ def restored(model: nn.Module, weights: dict[str, np.ndarray]) -> nn.Module:
     return model.to(DEVICE).eval().requires_grad_(False)
 
 
+# %%
 def train_vae(name: str, dimension: int, flat: torch.Tensor, check: torch.Tensor,
               schedule: Schedule, seed: int) -> tuple[pd.DataFrame, VariationalAutoencoder]:  # fmt: skip
     """An autoencoder of images ``flat``, validated on ``check``, (M, 28, 28) uint8 both."""
@@ -419,7 +429,7 @@ def train_vae(name: str, dimension: int, flat: torch.Tensor, check: torch.Tensor
 def scanned(dimension: int) -> float:
     """Validation ELBO [nats] of a short training."""
     history, _ = train_vae(f"scan{dimension}", dimension, flat, check, CONFIG.scan, 0)
-    return -history.score.iloc[-1]
+    return -float(history.score.iloc[-1])
 
 
 flat, check = pixels[splits.train].flatten(0, 1), pixels[splits.validation].flatten(0, 1)
@@ -455,12 +465,12 @@ def oracle_loss(z: torch.Tensor, labels: torch.Tensor, batch_size: int) -> Calla
     return loss
 
 
+# %%
 def decided(logits: torch.Tensor) -> torch.Tensor:
     """Class numbers (...,) of logits (..., K); a single logit is that of class 1."""
     return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)
 
 
-# %%
 def train_oracle(name: str, z: torch.Tensor, labels: torch.Tensor, seed: int) -> nn.Sequential:
     """A classifier of latent vectors (M, d) with labels (M,): one logit for two classes."""
     seed_everything(seed)
@@ -482,6 +492,7 @@ class Space:
     mse: float  # per pixel, on validation images
 
 
+# %%
 @torch.no_grad()
 def encoded(model: VariationalAutoencoder, x: torch.Tensor) -> torch.Tensor:
     """Latent means (..., d) of pixels (..., 28, 28) uint8."""
@@ -523,6 +534,7 @@ def train_spaces(kind: str, seeds: tuple[int, ...]) -> list[Space]:
     return [built_space(*found) for found in side_by_side(train_space, [(kind, s) for s in seeds])]
 
 
+# %%
 image_sets = {"rotated": (pixels[splits.train], pixels[splits.validation], target[splits.train])}
 spaces = train_spaces("rotated", CONFIG.seeds)
 
@@ -563,6 +575,7 @@ class StepMap(nn.Module):
         return z + self.layers(z)
 
 
+# %%
 def rollout(step: Callable, z: torch.Tensor, count: int = TURNS) -> torch.Tensor:
     """Start and its images under ``count`` applications: (B, d) -> (B, count + 1, d)."""
     path = [z]
@@ -598,6 +611,7 @@ def affine_map(z: torch.Tensor) -> nn.Linear:
     return layer
 
 
+# %%
 def train_steps(name: str, z: torch.Tensor, schedule: Schedule, seed: int) -> StepMap:
     """The supervised map, trained on latents (N, 12, d)."""
     seed_everything(seed)
@@ -612,6 +626,7 @@ def train_map(number: int) -> dict[str, np.ndarray]:
     return arrays(train_steps("map", spaces[number].latents, CONFIG.small, number))
 
 
+# %%
 @torch.no_grad()
 def step_scores(step: Callable, z: torch.Tensor, vae: VariationalAutoencoder) -> dict:
     """What one and twelve steps do to latents (n, 12, d) of test digits: arrays (n,) by name."""
@@ -625,7 +640,6 @@ def step_scores(step: Callable, z: torch.Tensor, vae: VariationalAutoencoder) ->
             "closure": np.abs(angle[:, -1] - 360)}  # fmt: skip
 
 
-# %%
 jobs = [(number,) for number in range(len(spaces))]
 maps = [restored(StepMap(latent_dim), w) for w in side_by_side(train_map, jobs)]
 z_tested = [encoded(s.vae, pixels[tested]) for s in spaces]
@@ -653,6 +667,7 @@ def as_text(interval: tuple, digits: int = 3) -> str:
     return "{:.{n}f} [{:.{n}f}, {:.{n}f}]".format(*interval, n=digits)
 
 
+# %%
 y_tested = target[tested].numpy()
 of_steps = {
     score: compared({a: [s[score] for s in found] for a, found in supervised.items()}, "affine",
@@ -712,12 +727,12 @@ def plane_positions() -> torch.Tensor:
     return turned_grid(torch.zeros(1))[0]
 
 
+# %%
 def pushed(decode: Callable, z: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """Change of the decoded image along latent velocities, J g: (B, d), (B, d) -> (B, 784)."""
     return jvp(decode, (z,), (g,))[1].flatten(1)
 
 
-# %%
 def image_changes(image: torch.Tensor, degree: int) -> torch.Tensor:
     """Change of images (B, 28, 28) by the 2 P polynomial motions, -v . grad I: (B, 784, 2 P)."""
     along_y, along_x = torch.gradient(image, spacing=2 / 27, dim=(1, 2))
@@ -726,6 +741,7 @@ def image_changes(image: torch.Tensor, degree: int) -> torch.Tensor:
     return -torch.cat(changes, 1).flatten(2).mT
 
 
+# %%
 def logit_slopes(oracle: nn.Module, z: torch.Tensor) -> torch.Tensor:
     """Unit gradients (B, d) of the logit; of several, of the largest minus the second."""
     with torch.enable_grad():
@@ -787,10 +803,10 @@ def shared_motions(
     return SharedMotions(residuals, vectors, left, whole)
 
 
+# %%
 ROTATION = np.array([0.0, 1, 0, 0, 0, -1])  # v = (y, -x), to score: counter-clockwise on the screen
 
 
-# %%
 def discover(number: int) -> SharedMotions:
     """The affine motions of one space."""
     s, z = spaces[number], spaces[number].shuffled[: CONFIG.discovery]
@@ -920,6 +936,7 @@ def over_spaces(values: list[float]) -> tuple[float, float, float]:
     return float(np.mean(values)), float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
+# %%
 closing = pd.DataFrame({
     "magnification by a turn": [s.magnification for s in spirals],
     "missed after a turn": [missed_after(s) for s in spirals],
@@ -1073,10 +1090,12 @@ def cosines(s: Space, z: torch.Tensor, g: torch.Tensor, tangent: torch.Tensor) -
 # %%
 z_scored = [s.vae.encode(x_scored) for s in spaces]
 tangents = [rotation_tangent(s.vae, x_scored) for s in spaces]
+HEADLINE, POINTWISE = "discovered, flow of the chart", "discovered, pointwise"
+BOUND = "exact rotation, pointwise"
 velocities = {
-    "discovered, flow of the chart": [chart(z) for chart, z in zip(charts, z_scored, strict=True)],
-    "discovered, pointwise": [pointwise(s, z, m.coefficients()) for s, z, m in zip(spaces, z_scored, motions, strict=True)],
-    "exact rotation, pointwise": [pointwise(s, z, torch.tensor(ROTATION)) for s, z in zip(spaces, z_scored, strict=True)],
+    HEADLINE: [chart(z) for chart, z in zip(charts, z_scored, strict=True)],
+    POINTWISE: [pointwise(s, z, m.coefficients()) for s, z, m in zip(spaces, z_scored, motions, strict=True)],
+    BOUND: [pointwise(s, z, torch.tensor(ROTATION)) for s, z in zip(spaces, z_scored, strict=True)],
 }  # fmt: skip
 
 
@@ -1085,9 +1104,9 @@ def scored_velocities(velocities: list[torch.Tensor]) -> list[dict]:
     return [cosines(*found) for found in zip(spaces, z_scored, velocities, tangents, strict=True)]
 
 
+# %%
 alignment = {arm: scored_velocities(v) for arm, v in velocities.items()}
 of_ones = {arm: [c["image"][y_scored == 0] for c in found] for arm, found in alignment.items()}
-HEADLINE, POINTWISE, BOUND = list(alignment)
 cosine = {place: compared({a: [c[place] for c in found] for a, found in alignment.items()}, HEADLINE, y_scored)
           for place in ("image", "latent")}  # fmt: skip
 ones = compared(of_ones, HEADLINE, y_scored[y_scored == 0])
@@ -1280,6 +1299,7 @@ def control_row(name: str) -> dict:
     }
 
 
+# %%
 controls = {name: control_row(name) for name in CONTROLS}
 pd.DataFrame({
     "ρ₁": {CONTROLS[n]: f"{c['rho'][0]:.3f}" for n, c in controls.items()},
@@ -1311,6 +1331,7 @@ class Generators(nn.Module):
         return self.layers(z).unflatten(1, self.shape)
 
 
+# %%
 def brackets(field: Callable, z: torch.Tensor) -> torch.Tensor:
     """Lie brackets [g_a, g_b] (B, N, N, d) of vector fields (B, d) -> (B, N, d)."""
     g = field(z)
@@ -1418,13 +1439,13 @@ def train_latent_only(arm: str, number: int) -> dict[str, np.ndarray]:
     return min(trials, key=lambda trial: trial[0])[1]
 
 
+# %%
 def best_aligned(g: torch.Tensor, s: Space, z: torch.Tensor, tangent: torch.Tensor) -> dict:
     """Cosines of the generator of g (B, N, d), and of its sign, that is nearest to rotation."""
     each = [cosines(s, z, sign * g[:, a], tangent) for a in range(g.shape[1]) for sign in (1, -1)]
     return max(each, key=lambda c: c["image"].mean())
 
 
-# %%
 plan = [(arm, i) for arm in LATENT_ONLY for i in range(len(spaces))]
 rivals = {(arm, i): restored(build_latent_only(arm), w)
           for (arm, i), w in zip(plan, side_by_side(train_latent_only, plan), strict=True)}  # fmt: skip
@@ -1507,6 +1528,7 @@ def digit_scores(digit: int, number: int) -> dict[str, float]:
     return row | {"cosine, image space": cosines(s, start, g, tangent)["image"].mean()}
 
 
+# %%
 plan = [(digit, i) for digit in range(10) for i in range(len(ten_spaces))]
 rows = pd.DataFrame(
     side_by_side(digit_scores, plan),
@@ -1577,6 +1599,7 @@ kinds = {  # images (M, 28, 28), labels (M,), classes, width of the network
 ORBITS = ("plain", "augmented, true angles", "averaged, true angles", "averaged, discovered")
 
 
+# %%
 def maps_of(kind: str, arm: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps (K, 28, 28, 2) drawn in training, and averaged over in the prediction."""
     if arm == "averaged, discovered":
@@ -1705,7 +1728,8 @@ claims = {
     "the first motion is aligned with rotation": controls["as above"]["rotation"][1] > 0.95,
     "it is found without the logit, too": controls["no logit"]["rotation"][1] > 0.95,
     "an oracle of orientation makes rotation dearer": price["orientation"][1] > price["as above"][2],
-    "in upright digits slant comes first, not rotation": controls["upright"]["slant"][0] > controls["upright"]["rotation"][0],
+    "and rotation is the first motion even then": controls["orientation"]["rotation"][0] > 0.9,
+    "in upright digits the first motion is not rotation": controls["upright"]["rotation"][2] < controls["as above"]["rotation"][1],
     "in digits of many sizes scaling comes first": controls["scaled"]["scaling"][0] > 0.9,
     "closed, the motion returns to within 2 % of the radius": max(closing["the same, closed"]) < 0.02,
     "closed, it keeps the logit's sign better than as discovered": np.mean(kept["closed"]) > np.mean(kept["as discovered"]),
@@ -1717,7 +1741,8 @@ claims = {
     "searches in latent space alone are worse": all(image.better(HEADLINE, arm) for arm in LATENT_ONLY),
     "the supervised map is better than an affine one": of_steps["r2"].better("network"),
     "invariant: better than the plain network": two.better(INVARIANT, "plain") and ten.better(INVARIANT, "plain"),
-    "invariant: two digits above 99.3 %": two.values[INVARIANT].mean() > 0.993,
+    "invariant: two digits above 99 % over all angles": two.values[INVARIANT].mean() > 0.99,
+    "invariant: ten digits miss 99.3 %, with true rotations too": max(ten.values[a].mean() for a in ORBITS) < 0.993,
 }  # fmt: skip
 show_claims(claims)
 
@@ -1794,6 +1819,7 @@ def generators(arms: list[str]) -> dict:
                       "info": {"description": a}} for a in arms}  # fmt: skip
 
 
+# %%
 classifiers = {
     slug(f"{kind} {arm}"): {"invariant_accuracy": accuracies[kind, "twelve"].entry(arm),
                             "info": {"description": f"{kind}: {arm}"}}
@@ -1827,4 +1853,32 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 12. Discussion, limits, references
-# TO BE WRITTEN
+# **What the ansatz does.** A flow that preserves one logit has $d-1$ free directions at every point, so most symmetries of
+# an oracle are not symmetries of anything else. Asking for *one* motion of the plane for all pictures leaves six numbers.
+# That is a strong assumption, and it makes the discovery simple: a symmetry that does not act on the plane, such as a
+# change of style, would not be found this way. Roman et al. assume less, and find less of rotation.
+#
+# **What the trace was.** The digits vary in size as well as in angle, so a little growth or shrinkage costs the residual
+# almost nothing, and the motion of smallest residual is a slow spiral. Over one turn that adds up, and some digits lose
+# their class. A closed orbit cures this without any knowledge of angles.
+#
+# **Where to measure.** The cosine in latent space depends on directions that no picture shows. A generator obtained by
+# inverting the decoder cannot know what the encoder does there, and exact rotation fares no better. The chart learns from
+# encoded pictures and need not invert anything. What counts is the picture.
+#
+# **What the logit is worth here.** Oracle and ansatz overlap: whatever turns all digits alike without leaving the manifold
+# of digits hardly changes their class. With the logit of an orientation the residual of rotation rises, but it remains
+# the first motion: one forbidden direction of the latent space raises the price of a motion and does not veto it.
+#
+# **Limits.** The autoencoders have seen all twelve angles; from upright digits no rotation can be discovered, and none is.
+# The direction of a turn is a convention. The twelve angles of the data set are interpolated, which is a faint fingerprint
+# of the angle that any network could use. With ten digits rotation is not a symmetry in the strict sense: a 6 turned by
+# 180 degrees is a 9, and the digit that the oracle sees changes along the turn. That bounds every
+# invariant classifier trained on upright labels; ours, small and trained briefly, stay below this bound.
+#
+# **References.** A. Roman et al., *Oracle-preserving latent flows*, arXiv:2302.00806. A. Gabel, R. Quax, E. Gavves,
+# *Type-II neural symmetry detection with Lie theory*, Sci. Rep. 15 (2025) 33500. J. Yang et al., *Latent space symmetry
+# discovery*, arXiv:2310.00105; *Generative adversarial symmetry discovery*, arXiv:2302.00236. N. Bonneel et al., *Sliced
+# and Radon Wasserstein barycenters of measures*, J. Math. Imaging Vis. 51 (2015) 22. D. Kingma, M. Welling, *Auto-encoding
+# variational Bayes*, arXiv:1312.6114. M. Weiler, G. Cesa, *General E(2)-equivariant steerable CNNs*, arXiv:1911.08251.
+# Y. LeCun et al., *Gradient-based learning applied to document recognition*, Proc. IEEE 86 (1998) 2278.
