@@ -388,11 +388,11 @@ def test_elbo_terms_are_the_formulas(notebook):
     mean, log_variance = model.encoder(x)
     p = model.decode(mean + (log_variance / 2).exp() * noise)
     expected = -(x * p.log() + (1 - x) * (1 - p).log()).sum() / 2
-    assert float(terms["reconstruction"]) == pytest.approx(float(expected), rel=1e-4)
+    assert terms["reconstruction"].item() == pytest.approx(float(expected), rel=1e-4)
     q = torch.distributions.Normal(mean, (log_variance / 2).exp())
     prior = torch.distributions.Normal(torch.zeros(2, 3), torch.ones(2, 3))
     expected = torch.distributions.kl_divergence(q, prior).sum(1).mean()
-    assert float(terms["kl"]) == pytest.approx(float(expected), rel=1e-4)
+    assert terms["kl"].item() == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_rollout_loss_is_the_naive_loop(notebook):
