@@ -144,9 +144,9 @@ CONFIGS = {
         scored=60, tested=100, ten_tested=100, ten=1_000,
     ),
     "standard": Config(
-        autoencoder=Schedule(2500, 64), control=Schedule(1200, 64), scan=Schedule(200, 64),
-        small=Schedule(600), flows=Schedule(300), classifier=Schedule(600),
-        ten_classifier=Schedule(1200), discovery=800, pairs=20_000, tested=1_500, ten_tested=1_000,
+        autoencoder=Schedule(2000), control=Schedule(1500, 64), scan=Schedule(800, 64),
+        small=Schedule(800), flows=Schedule(400), classifier=Schedule(800),
+        ten_classifier=Schedule(1500), pairs=20_000, ten_tested=1_000,
     ),
     "full": Config(
         autoencoder=Schedule(30_000, 512), control=Schedule(10_000, 512), scan=Schedule(3000, 512), small=Schedule(10_000, 256),
