@@ -1382,8 +1382,8 @@ update_results(pd.concat(rows).rename_axis("network"))
 # ## 9. Weights and metrics
 # Weights are stored as safetensors, and as ONNX graphs that carry the whole preprocessing: the 21 columns as they stand in
 # the file go in, $P(\mathrm{signal})$ comes out. `make score TASK=task2a_higgs_transformer DATA=file.csv` scores an
-# independent sample with the headline network, which has seen no official row if it was trained on stand-ins;
-# `MODEL=official_rows` takes the one tuned on official rows.
+# independent sample with the headline network, which has seen no official row if it was trained on stand-ins. A run also
+# writes `official_rows.onnx`, the one tuned on official rows; `MODEL=` with its path takes it.
 
 
 # %%
