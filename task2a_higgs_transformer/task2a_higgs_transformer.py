@@ -1475,8 +1475,8 @@ metrics = run.save_metrics(
 # labels both transformers prefer a rate three to nine times as high as with ten thousand, and at the lower
 # one the pre-trained network would have seemed better.
 #
-# **More events.** With all labels every network overfits in its last passes. It is the number of simulated events that limits
-# the result on two cores, not the network.
+# **More events.** With all labels the networks from scratch and the perceptron overfit in their last passes; the fine-tuned ones,
+# with fewer passes over the labels, do not yet. More simulated events are the next thing to try.
 #
 # **Simulation and official rows.** The stand-ins were calibrated on rows that appear in no number of this notebook. That
 # networks trained on them work on official rows as they do on stand-ins is the strongest test of the simulation that we
