@@ -157,9 +157,11 @@ def test_other_models_are_refused_before_the_first_event(plugin, tmp_path, reque
     program = request.getfixturevalue(plugin)
     for change, message in [
         ({"input_name": "x"}, "expected an input 'modelInput' of shape [batch, 1, 32, 32], found"),
-        ({"shape": ("batch", 2, 32, 32)}, "wrong size of 1024, expected 2048"),
+        ({"shape": ("batch", 2, 32, 32)}, "wrong size of 4096, expected 8192"),
         ({"output_name": "y"}, "expected one output 'modelOutput', found 'y'"),
         ({"opset": 99}, "expected a model that this release's ONNX Runtime can load"),
+        ({"shape": (1, 1, 32, 32)}, "expected an input 'modelInput' of shape [batch, 1, 32, 32]"),
+        ({"sigmoid": False}, "expected probabilities, found"),
     ]:
         done = run_plugin(program, write_model(tmp_path / "bad.onnx", **change), [])
         assert done.returncode == 65
@@ -419,6 +421,7 @@ def inside(dry_run: str) -> str:
         (["--host-cvmfs"], "-v /cvmfs:/cvmfs --entrypoint", "SYS_ADMIN"),
         (["--arch", "el8_amd64_gcc11"], "ARCH=el8_amd64_gcc11", "slc7"),
         (["--output", "there"], "there/RecoE2E/resources.json", "cmssw_12_0_2/RecoE2E"),
+        (["--recoe2e", "main"], "COMMIT=main", "COMMIT=114dc93"),
     ],
 )
 def test_options_of_the_script(options, present, absent) -> None:
@@ -516,6 +519,17 @@ case "$1" in
   runtime) RUNTIME ;;
 esac
 """
+GIT = """
+folder=RecoE2E/EGTagger
+case "$1" in
+  clone)
+    mkdir -p $folder/plugins $folder/python
+    touch $folder/plugins/EGTagger.cc $folder/plugins/BuildFile.xml
+    touch $folder/python/EGInference_cfg.py
+    ;;
+  *) [[ $* != *checkout* ]] || CHECKOUT ;;
+esac
+"""
 CMSRUN = """
 echo "cmsRun $*" >>"$HOME/calls"
 touch resources.json output.root
@@ -526,7 +540,9 @@ touch resources.json output.root
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple]:
     """Runs the container's part of the script with stand-ins of CMSSW, git and scram."""
 
-    def run(runtime: str = "echo true", setup: bool = True, cmsrun: bool = True) -> tuple:
+    def run(
+        runtime: str = "echo true", setup: bool = True, cmsrun: bool = True, checkout: str = "true"
+    ) -> tuple:
         home, tools, mounts = (tmp_path / name for name in ("home", "tools", "e2e"))
         for folder in (home, tools, mounts / "model", mounts / "input"):
             folder.mkdir(parents=True)
@@ -539,9 +555,7 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         programs = {
             "scramv1": SCRAM.replace("RUNTIME", runtime),
             "scram": 'echo "scram $*" >>"$HOME/calls"',
-            "git": 'case "$1" in clone) mkdir -p RecoE2E/EGTagger/plugins RecoE2E/EGTagger/python;'
-            " touch RecoE2E/EGTagger/plugins/EGTagger.cc RecoE2E/EGTagger/plugins/BuildFile.xml"
-            " RecoE2E/EGTagger/python/EGInference_cfg.py ;; *) echo 114dc93 ;; esac",
+            "git": GIT.replace("CHECKOUT", checkout),
         }
         if cmsrun:
             programs["cmsRun"] = CMSRUN
@@ -550,10 +564,11 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             (tools / name).chmod(0o755)
         script = inside(run_script("--dry-run", "m.onnx", "i.root").stdout)
         script = script.replace("/e2e/", f"{mounts}/")
+        script = script.replace("/tmp/e2e_result", f"{home}/result")
         script = script.replace("/opt/cms/cmsset_default.sh", str(tmp_path / "cmsset_default.sh"))
         environment = {
             "PATH": f"{tools}:/usr/bin:/bin", "HOME": str(home), "ARCH": "a", "RELEASE": "12_0_2",
-            "MODEL_NAME": "m.onnx", "INPUT_NAME": "i.root",
+            "MODEL_NAME": "m.onnx", "INPUT_NAME": "i.root", "COMMIT": "114dc93",
         }  # fmt: skip
         done = subprocess.run(
             ["bash", "-c", script], env=environment, capture_output=True, text=True
@@ -586,6 +601,7 @@ def test_container_lays_our_files_over_the_clone_and_runs_the_command_of_the_tas
         ({"setup": False}, "error: CMSSW: expected cmsset_default.sh in /cvmfs/cms.cern.ch or "),
         ({"cmsrun": False}, "error: CMSSW_12_0_2: expected cmsRun on the PATH, found none"),
         ({"runtime": "exit 1"}, ""),
+        ({"checkout": "exit 1"}, "error: RecoE2E: expected its commit 114dc93, which git cannot"),
     ],
 )
 def test_container_stops_without_cmssw(container, options, message) -> None:
@@ -595,8 +611,20 @@ def test_container_stops_without_cmssw(container, options, message) -> None:
     assert not (home / "calls").exists()
 
 
-def test_script_removes_the_container_when_cmsrun_fails(files, programs, tmp_path) -> None:
+def test_finished_results_survive_a_later_failure(files, programs, tmp_path) -> None:
     path = programs(DOCKER.replace("CODE", "65"))
+    folder = Path(path) / "result" / "RecoE2E"
+    folder.mkdir(parents=True)
+    (folder / "resources.json").write_text(json.dumps(RESOURCES))
     done = run_script(*files, "--output", tmp_path / "out", path=path)
     assert done.returncode == 65
-    assert (Path(path) / "calls").read_text().split() == ["info", "run", "rm"]
+    assert (Path(path) / "calls").read_text().split() == ["info", "run", "cp"]  # kept
+    assert (tmp_path / "out" / "RecoE2E" / "resources.json").is_file()
+    assert "ended with status 65; what it had finished is in" in done.stderr
+
+
+def test_a_container_whose_results_cannot_be_copied_is_kept(files, programs, tmp_path) -> None:
+    path = programs(DOCKER.replace("CODE", "0"))  # it wrote no results
+    done = run_script(*files, "--output", tmp_path / "out", path=path)
+    assert done.returncode != 0
+    assert (Path(path) / "calls").read_text().split() == ["info", "run", "cp"]

@@ -36,15 +36,16 @@ def write_model(
     shape: tuple = ("batch", 1, 32, 32),
     element: int = TensorProto.FLOAT,
     opset: int = 10,
+    sigmoid: bool = True,
 ) -> Path:
-    """A linear model with a sigmoid, different weight for every pixel: any shift changes it."""
+    """A linear model, different weight for every pixel: any shift changes it."""
     pixels = int(np.prod(shape[1:]))
     weight = np.random.default_rng(5).normal(scale=0.1, size=(pixels, 1)).astype(np.float32)
     nodes = [
         helper.make_node("Cast", [input_name], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["float"], ["flat"], axis=1),
         helper.make_node("MatMul", ["flat", "weight"], ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], [output_name]),
+        helper.make_node("Sigmoid" if sigmoid else "Identity", ["logit"], [output_name]),
     ]
     graph = helper.make_graph(
         nodes,

@@ -16,6 +16,7 @@ usage: run_in_docker.sh [options] [MODEL [INPUT [RELEASE]]]
 
   --image NAME     another container image; its own project area or /cvmfs is used
   --arch NAME      SCRAM_ARCH (by release)
+  --recoe2e COMMIT commit of RecoE2E (114dc93, which our replacements were written for)
   --host-cvmfs     mount the host's /cvmfs instead of the container's own
   --output FOLDER  where timing and scores of both jobs go (cmssw_RELEASE)
   --dry-run        print the commands, start nothing, need neither docker nor the files
@@ -94,6 +95,7 @@ set -u
 command -v cmsRun >/dev/null || stop "CMSSW_$RELEASE: expected cmsRun on the PATH, found none; try another --arch or --image"
 
 [ -d RecoE2E ] || git clone https://github.com/rchudasa/RecoE2E.git
+git -C RecoE2E checkout --quiet "$COMMIT" || stop "RecoE2E: expected its commit $COMMIT, which git cannot check out; try --recoe2e main, and see README.md"
 echo "RecoE2E at $(git -C RecoE2E rev-parse HEAD)"
 for file in EGTagger/plugins/EGTagger.cc EGTagger/plugins/BuildFile.xml EGTagger/python/EGInference_cfg.py; do
   [ -f "RecoE2E/$file" ] || stop "RecoE2E/$file: expected it in the clone, found none; the package has changed, see README.md"
@@ -107,7 +109,7 @@ ln -sf "/e2e/input/$INPUT_NAME" SIM_DoubleGammaPt50_Pythia8_1000Ev.root
 scram b -j8
 scram b runtests
 
-result="$HOME/result"
+result=/tmp/e2e_result  # the user of the container may write here, whoever that is
 mkdir -p "$result/RecoE2E" "$result/E2EInference"
 cmsRun RecoE2E/EGTagger/python/EGInference_cfg.py inputFiles=file:SIM_DoubleGammaPt50_Pythia8_1000Ev.root maxEvents=-1 EGModelName=sample.onnx
 mv resources.json output.root "$result/RecoE2E"
@@ -134,19 +136,20 @@ absolute() {
 }
 
 # ----------------------------------------------------------------------------------------------
-image="" arch="" output="" dry_run=no host_cvmfs=no
+image="" arch="" output="" commit=114dc93 dry_run=no host_cvmfs=no
 positional=()
 while (($#)); do
   case "$1" in
     --help) usage; exit 0 ;;
     --dry-run) dry_run=yes ;;
     --host-cvmfs) host_cvmfs=yes ;;
-    --image | --arch | --output)
+    --image | --arch | --output | --recoe2e)
       (($# > 1)) || refuse "$1: expected a value, found none; see --help"
       case "$1" in
         --image) image="$2" ;;
         --arch) arch="$2" ;;
         --output) output="$2" ;;
+        --recoe2e) commit="$2" ;;
       esac
       shift
       ;;
@@ -180,23 +183,32 @@ fi
 output="${output:-cmssw_$release}"
 container="e2e_${release}_$$"
 run=(docker run --platform linux/amd64 --name "$container" ${access[@]+"${access[@]}"}
-  -e "ARCH=${arch:-$(default_arch "$release")}" -e "RELEASE=$release"
+  -e "ARCH=${arch:-$(default_arch "$release")}" -e "RELEASE=$release" -e "COMMIT=$commit"
   -e "MODEL_NAME=$(basename "$model")" -e "INPUT_NAME=$(basename "$input")"
   -v "$here/RecoE2E:/e2e/RecoE2E:ro" -v "$here/E2EInference:/e2e/E2EInference:ro"
   -v "$(dirname "$model"):/e2e/model:ro" -v "$(dirname "$input"):/e2e/input:ro"
   "$image" /bin/bash -c)
 
+# Copied out, not written to a mount: the user of the container has another number than yours.
+copy=(docker cp "$container:/tmp/e2e_result/." "$output")
 if [[ $dry_run == yes ]]; then
   printf '%q ' "${run[@]}"
   printf "'\n%s\n'\n" "$(container_script)"
+  do_it "${copy[@]}"
 else
-  trap 'docker rm -f "$container" >/dev/null 2>&1 || true' EXIT
   mkdir -p "$output"
-  "${run[@]}" "$(container_script)"
+  status=0
+  "${run[@]}" "$(container_script)" || status=$?
+  copied=0
+  "${copy[@]}" || copied=$?
+  if ((status || copied)); then
+    # Hours of cmsRun may be in it: nothing is removed.
+    echo "error: container $container ended with status $status; what it had finished is in $output; look into it with 'docker logs $container', remove it with 'docker rm $container'" >&2
+    exit $((status ? status : copied))
+  fi
+  docker rm "$container" >/dev/null
 fi
 
-# Copied out, not written to a mount: the user of the container has another number than yours.
-do_it docker cp "$container:/home/cmsusr/result/." "$output"
 if [[ $dry_run == no ]] && ! command -v python3 >/dev/null; then
   refuse "python3: expected it on the PATH for the tables, found none; run parse_timing.py on $output/*/resources.json elsewhere"
 fi

@@ -1,5 +1,7 @@
 #include "E2EInference/ElectronPhoton/interface/Model.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <utility>
@@ -12,6 +14,7 @@ namespace electronphoton {
   namespace {
     const std::string kInput = "modelInput";
     const std::string kOutput = "modelOutput";
+    constexpr std::array<float, 4> kProbes{{0.f, 1.f, 50.f, 1000.f}};  // GeV in the seed crystal
 
     cms::Ort::ONNXRuntime open(const std::string& path) try {
       return cms::Ort::ONNXRuntime(path);
@@ -32,23 +35,27 @@ namespace electronphoton {
       error << "; export the model with output_names=['" << kOutput << "']";
       throw error;
     }
-    // The wrapper does not show the names or shapes of the inputs; an empty frame that goes through
-    // proves both, before the first event.
-    std::vector<float> frame(kPixels, 0.f);
+    // The wrapper shows neither the shape of the input nor what the output means. Frames with one hit
+    // of very different energies, sent as one batch, prove the shape and the free batch before the
+    // first event, and logits of them leave the range of a probability.
+    std::vector<float> frames(kProbes.size() * kPixels, 0.f);
+    for (std::size_t i = 0; i < kProbes.size(); ++i)
+      frames[i * kPixels + kSeed * kSide + kSeed] = kProbes[i];
     std::vector<float> found;
     try {
-      found = scores(frame, 1);
+      found = scores(frames, kProbes.size());
     } catch (const std::exception& error) {
       throw cms::Exception("Configuration")
           << path << ": expected an input '" << kInput << "' of shape [batch, 1, 32, 32], found: " << error.what()
           << "; export the model for RecoE2E frames (one channel)";
     }
-    if (found.size() != 1 || !(found.front() >= 0.f && found.front() <= 1.f)) {
+    const auto isProbability = [](float score) { return score >= 0.f && score <= 1.f; };
+    if (found.size() != kProbes.size() || !std::all_of(found.begin(), found.end(), isProbability)) {
       cms::Exception error("Configuration");
-      error << path << ": expected one probability per photon, found " << found.size() << " value(s)";
+      error << path << ": expected probabilities, found for " << kProbes.size() << " test frames";
       for (float score : found)
         error << " " << score;
-      error << "; export the model with the sigmoid inside";
+      error << "; export the model with the sigmoid inside, one score per photon";
       throw error;
     }
   }
