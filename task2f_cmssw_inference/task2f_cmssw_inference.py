@@ -49,7 +49,8 @@ show_results("task2f_cmssw_inference")
 # exported graph holds the adapter. Without it nothing crashes, and less than a fifth of the separation is left (as AUC
 # above one half). Opening the model anew for each event, as RecoE2E does, takes far longer than cropping and inferring
 # together; our plugins open it once. Photons below 10 GeV or outside the barrel are not inferred and score −1.
-# (Brackets: of times the fastest and the slowest process, of an AUC the 95 % interval.)
+# (Brackets: of times the fastest and the slowest process, of an AUC the 95 % interval. The second row has the AUC of the
+# first: it is the same graph.)
 
 # %% [markdown]
 # ## 1. Set-up
@@ -296,8 +297,8 @@ plt.show()
 # **Format.** A release with ONNX Runtime has one version of it, which reads models up to a certain operator set (opset) and
 # file format (IR). The oldest, 1.0.0 of CMSSW_11_0_1, reads opset 10 and IR 5; all others read these too. RecoE2E replaces
 # only a first dimension of −1 and takes one float per photon. `check_model` (`contract.py`) refuses any other model. The
-# C++ cannot read the graph; when the job starts it sends a batch of test frames through the model and stops if one of the scores is not
-# a probability.
+# C++ cannot read the graph; when the job starts it sends a batch of test frames through the model and stops if one of
+# the scores is not a probability.
 
 # %%
 graph = CmsswGraph(network).eval()
@@ -553,8 +554,8 @@ plt.show()
 
 # %% [markdown]
 # **Inside CMSSW** there are numbers of others: two public solutions of this task keep the tables that FastTimerService
-# printed in their finished jobs, with RecoE2E's code as it is. Machine, model and build of the engine differ from ours, so they stand
-# in no table with our times.
+# printed in their finished jobs, with RecoE2E's code as it is. Machine, model and build of the engine differ from ours,
+# so they stand in no table with our times.
 
 # %%
 PUBLIC_JOBS = pd.DataFrame(  # ms per event
@@ -716,8 +717,8 @@ metrics = run.save_metrics(
 #
 # **Limits.** No `cmsRun` was run: that the plugins compile against the real headers, that the file is read, and the time
 # of the module inside a job are still to be confirmed with `run_in_docker.sh`. The engines measured here are wheels from PyPI,
-# with kernels for newer processors than some builds of CMSSW have. The stand-in photons have no pile-up. The seed is found without the supercluster, so that a photon of the official file may get a
-# frame around another crystal than in CMSSW.
+# with kernels for newer processors than some builds of CMSSW have. The stand-in photons have no pile-up. The seed is found
+# without the supercluster, so that a photon of the official file may get a frame around another crystal than in CMSSW.
 #
 # **References.** RecoE2E, github.com/rchudasa/RecoE2E. CMSSW, `PhysicsTools/ONNXRuntime` and `HLTrigger/Timer`,
 # github.com/cms-sw/cmssw. ONNX Runtime, onnxruntime.ai. M. Andrews et al., *End-to-end physics event classification with
