@@ -273,7 +273,7 @@ def settle(job: Job, future: "Future") -> None:
 
 
 class Display:
-    """One line a task with stage, cell and time; redrawn in a terminal, else on every change."""
+    """One line per task with stage, cell and time; redrawn in a terminal, else on every change."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
@@ -339,7 +339,7 @@ def share_done(job: Job) -> float:
 
 
 def time_left(jobs: list[Job], began: float) -> str:
-    """How many tasks are done, and when the rest will be if it goes on as since ``began``."""
+    """How many tasks are done, and when the rest will be if it continues as since ``began``."""
     done = sum(job.finished for job in jobs)
     text = f"{done} of {len(jobs)} task(s) done"
     share = sum(map(share_done, jobs)) / len(jobs)
