@@ -349,8 +349,11 @@ def time_left(jobs: list[Job], began: float) -> str:
     return f"{text}, about {max(1, round(seconds / 60))} min left"
 
 
-def tail(path: Path, since: float, size: int = 16_384) -> list[str]:
-    """The last lines of a file; none of one that was last written before ``since``."""
+def tail(path: Path, since: float, size: int = 1_000_000) -> list[str]:
+    """The last lines of a file: a cell that trains for hours writes many after its first one.
+
+    None of a file that was last written before ``since``.
+    """
     try:
         stat = path.stat()
         if stat.st_mtime < since:
