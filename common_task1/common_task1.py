@@ -68,7 +68,7 @@ from data.calibration import probes
 from data.loaders import load_electron_photon
 from e2e_utils import plotting
 from e2e_utils.boosting import tuned_trees
-from e2e_utils.checkpoints import save_weights
+from e2e_utils.checkpoints import computed_once, save_weights
 from e2e_utils.comparison import Comparison
 from e2e_utils.complexity import complexity
 from e2e_utils.evaluation import evaluate_classifier
@@ -445,8 +445,11 @@ def quantities(rows: np.ndarray) -> np.ndarray:
 
 
 measured = {part: quantities(rows) for part, rows in parts}
-trees = tuned_trees(measured["train"], y[splits.train], measured["validation"], y[splits.validation],
-                    tuning_events=CONFIG.tree_events)  # fmt: skip
+trees = computed_once(
+    run.directory / "state" / "trees.joblib",
+    lambda: tuned_trees(measured["train"], y[splits.train], measured["validation"],
+                        y[splits.validation], tuning_events=CONFIG.tree_events),
+)  # fmt: skip
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
@@ -636,9 +639,6 @@ claims = {
     "better than the plain ResNet-15": comparison.better(headline, "plain_resnet15"),
     "the times add nothing measurable": not comparison.better("energy_and_time", "energy_only"),
     "the headline network does without times": headline == "energy_only",
-    "every network was still improving": all(
-        history.score.idxmax() == len(history) - 1 for history, _ in trained.values()
-    ),
 }
 if by_kind:
     of_headline = {kind: auc for (arm, kind), auc in by_kind.items() if arm == headline}
@@ -648,7 +648,6 @@ if by_kind:
     )
 if foreign:
     claims["a network of others, trained on official events, separates ours"] = foreign["low"] > 0.7
-    claims["on real images it is better than ours"] = on_real["minus_official_network"]["high"] < 0
 show_claims(claims)
 
 
@@ -701,6 +700,14 @@ def described(arm: str) -> dict:
 
 constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
 counts = {part: len(rows) for part, rows in parts}
+on_official = {
+    arm: {"roc_auc": on_real[arm], "info": {"description": words}}
+    for arm, words in (
+        ("energy_only", "trained on stand-ins only, 100 real images"),
+        ("official_network", "others' network, trained on official events, the same images"),
+    )
+    if arm in on_real
+}
 metrics = run.save_metrics(
     title="Common task 1: electron / photon classification",
     data={
@@ -719,7 +726,7 @@ metrics = run.save_metrics(
     arms={arm: described(arm) for arm in ARMS[:2] if arm != headline},
     floors={},
     variants={
-        "real_images": on_real,
+        "official_rows": on_official,
         "official_network_on_stand_ins": foreign,
         "auc_by_kind": {f"{arm}, {kind}": auc for (arm, kind), auc in by_kind.items()},
     },
