@@ -741,11 +741,10 @@ metrics = run.save_metrics(
 # **What carries the information.** At this momentum an electron is bent by less than one crystal on its way, so most of
 # what it radiates lands in the same few crystals, and the classes differ in how the energy is shared there and in
 # a faint trail along $\varphi$. Sums, widths, asymmetries, profiles and the central crystals hold nearly all of that; what the
-# convolutions add is real but small. Trees and perceptron get the same quantities and come out equal, so the method hardly
-# matters once they are measured; trees with forty shower shapes alone, as they are often used, would make the network look
-# much better than it is. An untouched photon makes the narrowest shower there is and is the easy case. A converted one is
-# two electrons, and is hard however it is looked at; an electron that did not radiate is as narrow as a photon. No network
-# can be better than this mixture allows.
+# convolutions add is real but small. Trees and perceptron get the same quantities and come out equal: once these are
+# measured, the method hardly matters. An untouched photon makes the narrowest shower there is and is the easy case. A
+# converted one is two electrons, and is hard however it is looked at; an electron that did not radiate is as narrow as a
+# photon. No network can be better than this mixture allows.
 #
 # **Time.** The simulation draws a crystal's time from the energy and the noise of its hit alone, as both particles arrive
 # together at a fixed momentum. That such times add nothing is therefore a check of the network, not a discovery; whether
