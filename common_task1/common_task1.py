@@ -41,14 +41,14 @@ install_missing()
 show_results("common_task1")
 
 # %% [markdown]
-# **What was found.** All events of this run are simulated; no official event trained or tested anything but the row that
-# says so. Both particles make the same shower; what differs happens in the tracker before it. An electron bends
-# in the field and radiates, always to the same side, while a photon either converts to a pair or arrives untouched. The
-# network is better than tuned boosted trees that get the same shower shapes, profiles and central crystals, and better than
-# the plain ResNet-15 of the end-to-end papers with the same budget. A perceptron on these quantities, without any
-# convolution, comes close; the convolutions add a little. Photons that did not convert are much easier to tell
-# from electrons than the others, which limit the result. The simulated times add nothing that we could measure, so the
-# headline network does not use them. All networks still improved in their last pass: two cores ended the training, not the data.
+# **What was found.** All events of this run are simulated; the column of real images is the only exception. Both particles
+# make the same shower; what differs happens in the tracker before it. An electron bends in the field and radiates, always to
+# the same side, while a photon either converts to a pair or arrives untouched. The network is far better than the plain
+# ResNet-15 of the end-to-end papers with the same budget. It is also better than boosted trees and than a perceptron that
+# get the same shower shapes, energy profiles and central crystals, but only just: these quantities hold nearly everything, and
+# the convolutions add the little that is left. Photons that did not convert are much easier to tell from electrons
+# than the others, which limit the result. The simulated times add nothing that we could measure, so the headline
+# network does not use them. On a hundred real images a network that others trained on official events is better than ours.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -68,7 +68,7 @@ from data.calibration import probes
 from data.loaders import load_electron_photon
 from e2e_utils import plotting
 from e2e_utils.boosting import tuned_trees
-from e2e_utils.checkpoints import save_weights
+from e2e_utils.checkpoints import computed_once, save_weights
 from e2e_utils.comparison import Comparison
 from e2e_utils.complexity import complexity
 from e2e_utils.evaluation import evaluate_classifier
@@ -445,8 +445,11 @@ def quantities(rows: np.ndarray) -> np.ndarray:
 
 
 measured = {part: quantities(rows) for part, rows in parts}
-trees = tuned_trees(measured["train"], y[splits.train], measured["validation"], y[splits.validation],
-                    tuning_events=CONFIG.tree_events)  # fmt: skip
+trees = computed_once(
+    run.directory / "state" / "trees.joblib",
+    lambda: tuned_trees(measured["train"], y[splits.train], measured["validation"],
+                        y[splits.validation], tuning_events=CONFIG.tree_events),
+)  # fmt: skip
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
@@ -632,13 +635,12 @@ display(pd.DataFrame.from_dict(words, orient="index", columns=["ROC-AUC"]))
 claims = {
     "better than boosted trees": comparison.better(headline),
     "the convolutions add to the measured quantities": comparison.better(headline, "shapes_only"),
-    "a perceptron on these quantities beats the trees": comparison.better("shapes_only"),
+    "a perceptron on these quantities is as good as the trees": (
+        comparison.mark("shapes_only", "boosted_trees") == "="
+    ),
     "better than the plain ResNet-15": comparison.better(headline, "plain_resnet15"),
     "the times add nothing measurable": not comparison.better("energy_and_time", "energy_only"),
     "the headline network does without times": headline == "energy_only",
-    "every network was still improving": all(
-        history.score.idxmax() == len(history) - 1 for history, _ in trained.values()
-    ),
 }
 if by_kind:
     of_headline = {kind: auc for (arm, kind), auc in by_kind.items() if arm == headline}
@@ -648,7 +650,6 @@ if by_kind:
     )
 if foreign:
     claims["a network of others, trained on official events, separates ours"] = foreign["low"] > 0.7
-    claims["on real images it is better than ours"] = on_real["minus_official_network"]["high"] < 0
 show_claims(claims)
 
 
@@ -701,6 +702,14 @@ def described(arm: str) -> dict:
 
 constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
 counts = {part: len(rows) for part, rows in parts}
+on_official = {
+    arm: {"roc_auc": on_real[arm], "info": {"description": words}}
+    for arm, words in (
+        ("energy_only", "trained on stand-ins only, 100 real images"),
+        ("official_network", "others' network, trained on official events, the same images"),
+    )
+    if arm in on_real
+}
 metrics = run.save_metrics(
     title="Common task 1: electron / photon classification",
     data={
@@ -719,7 +728,7 @@ metrics = run.save_metrics(
     arms={arm: described(arm) for arm in ARMS[:2] if arm != headline},
     floors={},
     variants={
-        "real_images": on_real,
+        "official_rows": on_official,
         "official_network_on_stand_ins": foreign,
         "auc_by_kind": {f"{arm}, {kind}": auc for (arm, kind), auc in by_kind.items()},
     },
@@ -732,22 +741,22 @@ metrics = run.save_metrics(
 # **What carries the information.** At this momentum an electron is bent by less than one crystal on its way, so most of
 # what it radiates lands in the same few crystals, and the classes differ in how the energy is shared there and in
 # a faint trail along $\varphi$. Sums, widths, asymmetries, profiles and the central crystals hold nearly all of that; what the
-# convolutions add is real but small. Trees and perceptron get the same quantities, so what lies between them
-# is the method. An untouched photon makes the narrowest shower there is and is the easy case. A converted one is two electrons,
-# and is hard however it is looked at; an electron that did not radiate is as narrow as a photon. No network can be better
-# than this mixture allows.
+# convolutions add is real but small. Trees and perceptron get the same quantities and come out equal: once these are
+# measured, the method hardly matters. An untouched photon makes the narrowest shower there is and is the easy case. A
+# converted one is two electrons, and is hard however it is looked at; an electron that did not radiate is as narrow as a
+# photon. No network can be better than this mixture allows.
 #
 # **Time.** The simulation draws a crystal's time from the energy and the noise of its hit alone, as both particles arrive
 # together at a fixed momentum. That such times add nothing is therefore a check of the network, not a discovery; whether
-# official times carry more is open. A network of others that sees only official times has some separation on official events.
+# official times carry more is open.
 #
 # **Limits.** On stand-in events a number compares methods on the same events; it does not predict the AUC on the
 # official files. The simulation was calibrated on real images and on networks that others trained on official events, so that
 # such a network separates our events was put in. Still it is better than ours on the same real images:
-# the stand-ins lack something that it learned, and ours learned something that real showers do not have. Four passes with
-# one learning rate for all networks are not the end of any of them, of the plain ResNet least. Not studied: pile-up, endcaps,
-# other momenta. The position map and the profiles rely on images that are centred on the seed crystal. A few images of the
-# official files are empty; they get the score of an empty image and count as what they are labelled.
+# the stand-ins lack something that it learned, and ours learned something that real showers do not have. All networks had
+# the same learning rate and still improved in the last of their four passes, the plain ResNet most. Not studied: pile-up,
+# endcaps, other momenta. The position map and the profiles rely on images that are centred on the seed crystal. A few
+# images of the official files are empty; they get the score of an empty image and count as what they are labelled.
 #
 # **References.** K. He et al., *Deep residual learning*, arXiv:1512.03385. M. Andrews et al., *End-to-end jet
 # classification of quarks and gluons with the CMS open data*, arXiv:1902.08276. L. Smith, N. Topin,

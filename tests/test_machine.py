@@ -1,6 +1,7 @@
 """One code for every machine: cores, device, precision, locks, threads, without the hardware."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,8 +109,9 @@ def test_no_notebook_chooses_for_itself(task: str):
     source = script_path(task).read_text(encoding="utf-8")
     for word in ("is_available()", " Accelerator(", "mixed_precision", "os.cpu_count", "autocast("):
         lines = [line for line in source.splitlines() if word in line]
-        allowed = ("accelerator.autocast()", "torch.autocast(x.device.type, enabled=False)")
-        assert not [line for line in lines if not any(a in line for a in allowed)]
+        # Half precision is the accelerator's choice; a step may only be taken out of it.
+        allowed = r"accelerator\.autocast\(\)|torch\.autocast\(\w+\.device\.type, enabled=False\)"
+        assert not [line for line in lines if not re.search(allowed, line)]
 
 
 # Cores and threads --------------------------------------------------------------------------------
