@@ -388,7 +388,7 @@ def gather_nodes(x: torch.Tensor, neighbour: torch.Tensor) -> torch.Tensor:
 # **Node features.** $\ln$ of the node's energy, of the energies near it and of its share of the jet; its place relative to
 # the energy-weighted centroid; its part of the second moment; its kind. Mirroring $\eta$ or $\varphi$ about the jet axis
 # changes nothing that is known of quarks and gluons, so only $|\Delta\eta|$ and $|\Delta\varphi|$ enter, of nodes and of
-# edges alike, and the networks are invariant exactly. Rotations are no symmetry: the field bends along $\varphi$ only.
+# edges alike, and the networks are invariant, but for ties. Rotations are no symmetry: the field bends along $\varphi$ only.
 
 
 # %%
@@ -503,7 +503,7 @@ class DeepSets(NodeNetwork):
 # $$h_{ij}=\mathrm{ReLU}\left(A\,x_i+B\,(x_j-x_i)+C\,e_{ij}\right),\qquad
 # x_i'=\mathrm{ReLU}\left(\mathrm{LN}\left(S x_i+D\,\tfrac1k\sum_j h_{ij}\right)\right),$$
 # with $e_{ij}=(|\Delta\eta|,|\Delta\varphi|,\ln\Delta R)$. Since $A x_i+B(x_j-x_i)=(A-B)x_i+Bx_j$, the matrices act on $N$
-# nodes instead of $kN$ edges: exactly EdgeConv, at a $k$-th of the price (a test compares it with PyTorch Geometric's). The
+# nodes instead of $kN$ edges: EdgeConv with a mean, at a $k$-th of the price (a test compares it with PyTorch Geometric's). The
 # first two layers use neighbours in space, the last one neighbours in feature space.
 
 
@@ -1075,7 +1075,7 @@ def draw_graph(axis: plt.Axes, cloud: Cloud, graph: tuple, jet: int) -> None:
         area = 14 + 16 * np.log1p(np.exp(cloud.log_energy[jet].numpy()[chosen]))
         axis.scatter(*place[chosen].T, area, marker=marker, color=plotting.PALETTE[number],
                      label=KINDS[number], alpha=0.85, zorder=2, linewidths=0)  # fmt: skip
-    axis.set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5), aspect="equal")
+    axis.set(xlim=(-0.4, 0.4), ylim=(-0.4, 0.4), aspect="equal")
 
 
 # %%
@@ -1331,7 +1331,8 @@ metrics = run.save_metrics(
 # **Limits.** A number obtained on stand-in jets says how the methods compare on the same jets; it does not predict the AUC
 # on the official files. Quark/gluon taggers are known to depend on the simulation (arXiv:1704.03878), and the label is
 # that of the hard process. The CNN sees the centre of the image; whatever lies outside reaches all networks as
-# attributes only. With few passes on two cores no arm is trained for as long as a GPU would allow: the curves in section
+# attributes only. Absolute distances hide from deep sets on which side of the axis a node lies, which edges give back: a
+# part of what edges are worth is this. With few passes on two cores no arm is trained for as long as a GPU would allow: the curves in section
 # 4 show what is left. Not studied: deeper networks, other labels, transfer to another simulation.
 #
 # **References.** Y. Wang et al., *Dynamic graph CNN*, arXiv:1801.07829. H. Qu, L. Gouskos, *ParticleNet*, arXiv:1902.08570.
