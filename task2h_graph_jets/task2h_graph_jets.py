@@ -1011,7 +1011,7 @@ def rejection(score: np.ndarray, efficiency: np.ndarray) -> np.ndarray:
 
 
 # %%
-efficiency = np.linspace(0.1, 1, 91)
+efficiency = np.linspace(0.2, 1, 81)
 curves = {
     arm: np.mean([rejection(s, efficiency) for s in np.atleast_2d(scores[arm])], axis=0)
     for arm in LABELS
