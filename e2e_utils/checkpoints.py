@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import joblib
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
@@ -16,6 +18,16 @@ from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path, remove, reporting_full_disk
 
 STATE_NAME = re.compile(r"\d{6}")
+Result = TypeVar("Result")
+
+
+def computed_once(path: str | Path, compute: Callable[[], Result]) -> Result:
+    """What ``compute`` returns, kept in ``path`` (joblib): whoever comes again reads it; atomic."""
+    if not Path(path).is_file():
+        result = compute()
+        with atomic_path(path) as temporary:
+            joblib.dump(result, temporary)
+    return joblib.load(path)
 
 
 def save_weights(

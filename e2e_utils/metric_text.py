@@ -57,4 +57,8 @@ def format_entry(entry: Mapping[str, float], digits: int | None = None, bold: bo
     form, mark = f".{digits_of(entry) if digits is None else digits}f", "**" if bold else ""
     value, low, high = (format(entry[name], form) for name in ("value", "low", "high"))
     text = f"{mark}{value}{mark} [{low}, {high}]"
-    return text + (f" ± {entry['seed_std']:{form}}" if "seed_std" in entry else "")
+    if (spread := entry.get("seed_std")) is None:
+        return text
+    if spread > 0 and not float(format(spread, form)):  # too small for these digits: not zero
+        form = f".{_digits(spread) - 1}f"
+    return f"{text} ± {spread:{form}}"

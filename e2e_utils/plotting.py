@@ -64,15 +64,6 @@ def event_image(axis: Axes, energy: np.ndarray, title: str = "", label: str = "E
     return heat_image(axis, np.ma.masked_less_equal(energy, 0), title, label, norm=norm)
 
 
-def time_image(
-    axis: Axes, time: np.ndarray, hits: np.ndarray, title: str = "", label: str = "time [a. u.]"
-) -> Axes:
-    """Time of the hits (rows, columns) on a symmetric scale; pixels without a hit stay white."""
-    span = max(float(np.quantile(np.abs(time[hits]), 0.95)) if hits.any() else 0.0, 1e-6)
-    image = np.ma.array(time, mask=~hits)
-    return heat_image(axis, image, title, label, cmap="coolwarm", vmin=-span, vmax=span)
-
-
 def difference_image(
     axis: Axes, difference: np.ndarray, title: str = "", label: str = "ΔE [GeV]"
 ) -> Axes:

@@ -6,10 +6,7 @@ that a network may contain it. Names follow CMS where it has one (sigma_ieta_iet
 ``eta_logwidth5``).
 """
 
-from collections.abc import Iterable
-
 import numpy as np
-import pandas as pd
 import torch
 
 from e2e_utils.errors import InputError
@@ -95,16 +92,6 @@ def time_shapes(images: torch.Tensor) -> dict[str, torch.Tensor]:
     square = (energy * (time - mean[:, None]) ** 2).sum(1) / scale
     seed = time.gather(1, energy.argmax(1, keepdim=True))[:, 0]
     return {"time_mean": mean, "time_spread": square.sqrt(), "time_seed": seed}
-
-
-def shower_shapes(batches: Iterable[torch.Tensor]) -> pd.DataFrame:
-    """`energy_shapes` and `time_shapes` of official images (B, 2, 32, 32), batch by batch."""
-    frames = []
-    for x in batches:
-        x = x.double()
-        shapes = energy_shapes(x[:, 0]) | time_shapes(x)
-        frames.append(pd.DataFrame({name: values.numpy() for name, values in shapes.items()}))
-    return pd.concat(frames, ignore_index=True).astype(np.float32)
 
 
 def shapes_of(images: np.ndarray) -> dict[str, np.ndarray]:

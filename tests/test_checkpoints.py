@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from e2e_utils.checkpoints import (
+    computed_once,
     load_training_state,
     load_weights,
     read_card,
@@ -167,6 +168,23 @@ def test_weights_round_trip(tmp_path) -> None:
     assert read_card(path) == {"task": "common_task1", "roc_auc": "0.81"}
     save_weights(path, model.state_dict(), {})
     assert read_card(path) == {}
+
+
+def test_computed_once(tmp_path) -> None:
+    file, calls = tmp_path / "new" / "trees.joblib", []
+
+    def compute() -> list:
+        calls.append(1)
+        return [len(calls)]
+
+    assert computed_once(file, compute) == computed_once(file, compute) == [1]
+
+    def broken() -> list:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        computed_once(tmp_path / "other.joblib", broken)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]  # nothing half-written
 
 
 def test_tied_and_sliced_tensors_can_be_saved(tmp_path) -> None:

@@ -67,7 +67,7 @@ def test_networks_have_fifteen_convolutions(notebook, arm):
     assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1) for m in layers) == 15
 
 
-def test_network_learns_one_batch_by_heart(notebook):
+def test_network_memorises_one_batch(notebook):
     assert notebook.overfit_one_batch("energy_and_time", steps=60) < 0.05
 
 
@@ -98,6 +98,15 @@ def test_mirror_keeps_the_seed_and_is_its_own_inverse(notebook):
     assert torch.equal(mirrored[:, :, 16], x[:, :, 16])
     assert torch.equal(mirrored[:, :, 19], x[:, :, 13])
     assert torch.equal(notebook.mirror(mirrored), x)
+
+
+def test_trees_get_what_the_perceptron_measures_and_the_times(notebook):
+    rows = notebook.splits.validation[:5]
+    x = notebook.images.dense(rows)
+    found = notebook.quantities(rows)
+    measured = notebook.Measured.measure(x[:, 0].clamp(min=0)).numpy()
+    np.testing.assert_allclose(found[:, :-3], measured, rtol=1e-5)
+    np.testing.assert_allclose(found[:, -1], x[:, 1, 16, 16].numpy(), rtol=1e-5)  # the seed's time
 
 
 def test_flip_average_does_not_depend_on_the_orientation(notebook):

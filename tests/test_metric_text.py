@@ -25,6 +25,6 @@ def test_as_many_digits_as_the_interval_allows(entry: tuple[float, ...], text: s
 def test_spread_bold_and_chosen_digits() -> None:
     entry = {"value": 0.5, "low": 0.4, "high": 0.6, "seed_std": 0.012}
     assert format_entry(entry, bold=True) == "**0.500** [0.400, 0.600] ± 0.012"
-    assert format_entry(entry, digits=1) == "0.5 [0.4, 0.6] ± 0.0"
+    assert format_entry(entry, digits=1) == "0.5 [0.4, 0.6] ± 0.01"
     narrow = {"value": 0.99983, "low": 0.99964, "high": 0.99995, "seed_std": 3e-6}
-    assert format_entry(narrow) == "0.9998 [0.9996, 1.0000] ± 0.0000"
+    assert format_entry(narrow) == "0.9998 [0.9996, 1.0000] ± 0.000003"

@@ -52,19 +52,6 @@ def test_event_image(axis: Axes, energy: np.ndarray) -> None:
     assert image.origin == "lower"
 
 
-def test_time_image(axis: Axes) -> None:
-    time, hits = RNG.normal(size=(32, 32)), RNG.random((32, 32)) < 0.1
-    plotting.time_image(axis, time, hits)
-    image = axis.images[0]
-    assert image.norm.vmin == -image.norm.vmax
-    np.testing.assert_array_equal(image.get_array().mask, ~hits)
-
-
-def test_time_image_without_hits(axis: Axes) -> None:
-    plotting.time_image(axis, np.zeros((3, 3)), np.zeros((3, 3), bool))
-    assert axis.images[0].get_array().mask.all()
-
-
 def test_difference_image(axis: Axes) -> None:
     plotting.difference_image(axis, RNG.normal(size=(32, 32)), title="electron - photon")
     image = axis.images[0]

@@ -6,7 +6,7 @@ import torch
 
 from e2e_utils.errors import InputError
 from e2e_utils.onnx_export import check_parity, export_onnx
-from e2e_utils.shower_shapes import energy_shapes, shapes_of, shower_shapes
+from e2e_utils.shower_shapes import energy_shapes, shapes_of, time_shapes
 
 
 def showers(n: int, seed: int = 0) -> np.ndarray:
@@ -21,7 +21,8 @@ def showers(n: int, seed: int = 0) -> np.ndarray:
 
 def test_shapes_are_those_of_a_loop_over_crystals() -> None:
     x = showers(4)
-    shapes = shower_shapes([torch.from_numpy(x[:3]), torch.from_numpy(x[3:])])
+    images = torch.from_numpy(x).double()
+    shapes = energy_shapes(images[:, 0]) | time_shapes(images)
     cells = [(i, j) for i in range(32) for j in range(32)]
     for event in range(4):
         energy, time = x[event, 0].astype(float), x[event, 1].astype(float)
@@ -52,7 +53,7 @@ def test_shapes_are_those_of_a_loop_over_crystals() -> None:
             "time_seed": time[16, 16],
         }
         for name, value in expected.items():
-            assert shapes[name][event] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+            assert shapes[name][event].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
 def test_windows_follow_the_highest_crystal() -> None:
@@ -66,8 +67,9 @@ def test_windows_follow_the_highest_crystal() -> None:
 
 
 def test_an_image_without_energy_has_finite_shapes() -> None:
-    shapes = shower_shapes([torch.zeros(2, 2, 32, 32)])
-    assert np.isfinite(shapes.to_numpy()).all()
+    x = torch.zeros(2, 2, 32, 32)
+    shapes = energy_shapes(x[:, 0]) | time_shapes(x)
+    assert torch.stack(list(shapes.values())).isfinite().all()
     assert (shapes["hits"] == 0).all()
 
 
