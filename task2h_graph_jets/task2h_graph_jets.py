@@ -61,7 +61,6 @@ from io import StringIO
 from itertools import pairwise
 from typing import NamedTuple
 
-import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -74,11 +73,10 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, ge
 from data.loaders import load_quark_gluon
 from e2e_utils import plotting
 from e2e_utils.boosting import tuned_trees
-from e2e_utils.checkpoints import save_weights
+from e2e_utils.checkpoints import computed_once, save_weights
 from e2e_utils.comparison import Comparison
 from e2e_utils.complexity import complexity
 from e2e_utils.evaluation import evaluate_classifier
-from e2e_utils.files import atomic_path
 from e2e_utils.jet_shapes import PIXEL, SIZE, TOWER, energy_correlations, jet_shapes
 from e2e_utils.machine import make_accelerator, pick_device
 from e2e_utils.metrics import background_rejection, roc_auc, roc_curve
@@ -916,19 +914,12 @@ plt.show()
 
 
 # %%
-def boosted() -> NamedTuple:
-    """Tuned trees, and the table of their tuning; kept, since a run may be interrupted."""
-    file = run.directory / "state" / "trees.joblib"
-    if not file.exists():
-        known = [(tables[part], y[rows]) for part, rows in parts if part != "test"]
-        fitted = tuned_trees(*known[0], *known[1], tuning_events=CONFIG.tree_jets)
-        with atomic_path(file) as temporary:
-            joblib.dump(fitted, temporary)
-    return joblib.load(file)
-
-
 tables = {part: main.shapes.iloc[rows].to_numpy() for part, rows in parts}
-trees = boosted()
+trees = computed_once(
+    run.directory / "state" / "trees.joblib",
+    lambda: tuned_trees(tables["train"], y[splits.train], tables["validation"],
+                        y[splits.validation], tuning_events=CONFIG.tree_jets),
+)  # fmt: skip
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
