@@ -1,12 +1,17 @@
 """Quark and gluon jets: both schemas, the HDF5 edition, both resolutions, what is refused."""
 
+import inspect
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional
 
-from data.loaders import load_quark_gluon, load_super_resolution
+from data.catalog import dataset
+from data.loaders import jets, load_quark_gluon, load_super_resolution
+from data.simulate import jets as simulation
+from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.jet_resolution import low_resolution
 from tests.official_files import CASES, N, jet_columns, low_resolution_columns, write_parquet
@@ -61,6 +66,26 @@ def test_low_resolution_is_padding_and_average_pooling(columns) -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match="125"):
         low_resolution(np.zeros((3, 64, 64)))
+
+
+def test_fresh_stand_ins_are_made_with_a_seed_of_their_own(
+    tmp_path, data_folder, monkeypatch
+) -> None:
+    made = []
+    ordinary = inspect.signature(simulation.generate).parameters["seed"].default
+
+    def generate(n_events, folder, seed=ordinary):
+        made.append((n_events, folder, seed))
+        return write_parquet(tmp_path / f"{seed}.parquet", jet_columns())
+
+    monkeypatch.setattr(simulation, "generate", generate)
+    fresh = load_quark_gluon("standin", "smoke", fresh=True)
+    seen = load_quark_gluon("standin", "smoke")
+    sizes = [dataset("quark_gluon")[key]["smoke"] for key in ("fresh_events", "events")]
+    folders, seeds = [paths.STANDIN / "fresh", paths.STANDIN], [jets.FRESH_SEED, ordinary]
+    assert made == list(zip(sizes, folders, seeds, strict=True))
+    assert seeds[0] != seeds[1]
+    assert fresh.source == seen.source == "standin"
 
 
 def refusal(path, load=load_quark_gluon) -> str:

@@ -121,9 +121,7 @@ def self_supervision(folder: Path, labels: bool = False) -> Training:
 
 def graphs(folder: Path, arm: str) -> Training:
     notebook = notebook_of(test_task2h_graph_jets, folder)
-    parts = notebook.graphs["channels"]
-    notebook.graphs = {"channels": tuple(part.to(notebook.DEVICE) for part in parts)}
-    job = notebook.Job(arm, 0, notebook.Schedule(2, 16, 3e-3), jets=64)
+    job = notebook.Job(arm, 0, notebook.Schedule(2, 16, 3e-3, jets=64))
     return notebook, lambda: notebook.run_job(job)[1]
 
 
@@ -169,8 +167,8 @@ TRAININGS: dict[str, Callable[[Path], Training]] = {
     "2e": mass,
     "2g pre-training": self_supervision,
     "2g fine-tuning": lambda folder: self_supervision(folder, labels=True),
-    "2h dynamic edges": lambda folder: graphs(folder, "dynamic edges"),
-    "2h pair attention": lambda folder: graphs(folder, "pair attention"),
+    "2h dynamic edges": lambda folder: graphs(folder, "dynamic_edges"),
+    "2h pair attention": lambda folder: graphs(folder, "pair_attention"),
     "2h CNN": lambda folder: graphs(folder, "cnn"),
     "2i masked": lambda folder: foundation(folder, "masked"),
     "2i distilled": lambda folder: foundation(folder, "distilled"),

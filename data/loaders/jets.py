@@ -12,6 +12,7 @@ from data.catalog import dataset
 from data.loaders.common import (
     LoadedDataset,
     Paths,
+    Simulate,
     binary_labels,
     check_both_classes,
     described,
@@ -29,6 +30,7 @@ SHAPE = (len(CHANNELS), 125, 125)
 CLASSES = ("gluon", "quark")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NUMBERS = ("y", "pt", "m0")
+FRESH_SEED = 20260131  # of the stand-in jets that no training has seen
 # Of X_jets_LR against X_jets, both rounded to float32
 TOLERANCE = 1e-5
 
@@ -38,18 +40,22 @@ def load_quark_gluon(
     profile: str = "quick",
     path: Paths | None = None,
     require_both_classes: bool = True,
+    fresh: bool = False,
 ) -> "JetDataset":
     """Quark (label 1) and gluon jets (label 0) as (3, 125, 125) images, with pT and mass in GeV.
 
     Channels: pT of tracks, energy in ECAL, energy in HCAL (a tower's, shared by 25 pixels); rows
     are eta, columns phi. ``source`` and ``profile`` as for `load_electron_photon`. ``path`` reads
     all jets of other files instead: parquet in the schema of task 2h or 2b, or HDF5 with X_jets
-    (n, 125, 125, 3); one or several (a list, or one string with commas), also URLs.
+    (n, 125, 125, 3); one or several (a list, or one string with commas), also URLs. ``fresh``:
+    stand-in jets that no training has seen (simulated with another seed); of the official files
+    there are no others, their user takes the test part of the split.
 
     Raises InputError for unusable files and, unless ``require_both_classes`` is false, for jets of
     one class only.
     """
-    return _load("quark_gluon", source, profile, path, require_both_classes, JetDataset)
+    simulate = _simulate_fresh if fresh else _simulate
+    return _load("quark_gluon", source, profile, path, require_both_classes, JetDataset, simulate)
 
 
 def load_super_resolution(
@@ -75,8 +81,10 @@ def _load(
     path: Paths | None,
     require_both_classes: bool,
     kind: type["JetDataset"],
+    simulate: Simulate | None = None,
 ) -> "JetDataset":
-    source, files, limit = source_files(dataset(name), source, profile, path, _simulate)
+    catalog, simulate = dataset(name), simulate or _simulate
+    source, files, limit = source_files(catalog, source, profile, path, simulate)
     store = stored("jets", first_events(files, limit, _check), _jets, SHAPE, NUMBERS)
     y = store.numbers["y"]
     if require_both_classes:
@@ -95,6 +103,13 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
 
     n_events = catalog["events"][profile]
     return [generate(n_events, paths.STANDIN)], n_events
+
+
+def _simulate_fresh(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
+    from data.simulate.jets import generate
+
+    n_events = catalog["fresh_events"][profile]
+    return [generate(n_events, paths.STANDIN / "fresh", seed=FRESH_SEED)], n_events
 
 
 def _check(file: Path) -> tuple[int, Keys]:
