@@ -36,7 +36,7 @@ help:  ## this text
 	@for task in $(TASKS); do echo "                $$task"; done
 	@echo
 	@echo "  PROFILE      smoke (seconds, for tests), quick (CPU, minutes), standard (CPU, up to an hour"
-	@echo "               a task), full (every event of the official files, one GPU)"
+	@echo "               per task), full (every event of the official files, one GPU)"
 	@echo "  DATA_SOURCE  auto: official files if they are on disk, else simulated stand-in events;"
 	@echo "               official: fetch what the profile needs; standin: simulate"
 	@echo "  VENV=0 PYTHON=python3   use an interpreter that already has the packages"

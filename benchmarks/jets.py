@@ -73,7 +73,7 @@ def measure() -> list[dict]:
     rates = {name: batches.size / t for name, t in seconds.items()}
     return [
         row("jet simulation, one core (CPU time)", simulated, GOAL, "the goal of 100", "images/s"),
-        row("jets a GB in the sparse store", 1e9 / sparse_bytes, 1e9 / dense_bytes,
+        row("jets per GB in the sparse store", 1e9 / sparse_bytes, 1e9 / dense_bytes,
             "dense float32", "jets"),
         row(f"shuffled batches of {BATCH} jets", rates["ours"], rates["pyarrow"],
             "pyarrow on the official layout", "images/s"),

@@ -16,7 +16,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import log_loss, mean_absolute_error, mean_squared_error
 
 Trees = TypeVar("Trees", HistGradientBoostingClassifier, HistGradientBoostingRegressor)
-BLOCK = 50  # trees between two looks at the validation events; each costs a binning of ``x``
+# Trees before the first look at the validation events. Every look costs a binning of ``x`` and a
+# prediction by all trees, so the looks become rarer: each after half as many trees again.
+BLOCK = 50
 MOST_TREES = 1500
 # Small and large trees, slow and fast; what is between them differs by less than a training.
 SETTINGS = tuple(
@@ -83,7 +85,7 @@ def fit_trees(
     best, start = 0, model  # the tree with the lowest loss, and the model before its block
     while len(losses) < min(limit, best + 1 + patience):
         before, trees = deepcopy(model), len(losses)
-        model.set_params(max_iter=min(trees + BLOCK, limit)).fit(x, y)
+        model.set_params(max_iter=min(trees + max(BLOCK, trees // 2), limit)).fit(x, y)
         for loss in islice(staged_losses(model, x_validation, y_validation), trees, None):
             losses.append(loss)
             if loss < losses[best]:

@@ -156,6 +156,9 @@ def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
     )
     assert progress(job) == "notebook: cell 3/9"
     assert progress(job, bars=True).endswith("| 1/2 [00:01<00:01]")
+    with (tmp_path / "run.log").open("a") as log:  # of a cell that trains for an hour
+        log.write("    | epoch 2:  50%|███  | 1/2 [00:01<00:01]\n" * 2_000)
+    assert progress(job) == "notebook: cell 3/9"
     job.stage_began = time.time() + 60  # the log is that of an earlier run
     assert progress(job) == "notebook: kernel starts"
     job.stage = "pdf"

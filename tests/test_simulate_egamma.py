@@ -247,7 +247,7 @@ def test_real_images_look_like_stand_in_images(photons, electrons, shapes):
     assert roc_auc_score(labels, scores) > 0.54
 
 
-# What networks trained on official events see (AUC of 2,000 events a class: error 0.007)
+# What networks trained on official events see (AUC of 2,000 events per class: error 0.007)
 
 
 def seen_by(name, photons, electrons):

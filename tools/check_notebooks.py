@@ -159,7 +159,7 @@ def generated_problems() -> list[str]:
 
 
 def ruff_problems() -> list[str]:
-    """Findings of ruff (rules and format), one a line."""
+    """Findings of ruff (rules and format), one per line."""
     return [
         *ruff_findings("check", "--output-format", "json"),
         *ruff_findings("format", "--check", "--output-format", "json"),

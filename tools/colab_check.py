@@ -133,7 +133,7 @@ def run(task: str, interpreter: Path, repository: str, folder: Path) -> list[dic
 
 
 def table(reports: dict[str, list[dict]]) -> str:
-    """One line a task: seconds of its runs, or what stopped it."""
+    """One line per task: seconds of its runs, or what stopped it."""
     lines = [f"{'task':26s}{'first':>10s}{'again':>10s}{'restart':>10s}"]
     for task, runs in reports.items():
         cells = [f"{run['seconds']:.0f} s" if not run["error"] else "failed" for run in runs]

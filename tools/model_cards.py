@@ -11,7 +11,7 @@ from tools.wording import STANDIN_NOTE, title
 
 
 def model_cards(published: dict[str, dict]) -> str:
-    """weights/README.md: one card a task."""
+    """weights/README.md: one card per task."""
     lines = [
         "# Weights",
         "",
@@ -19,7 +19,7 @@ def model_cards(published: dict[str, dict]) -> str:
         "",
         "Every folder holds one published run: weights (safetensors), exported models (ONNX, raw "
         "official input, preprocessing inside), `metrics.json` and the notebook as PDF. It keeps "
-        "the headline's files and those that other tasks read, at most 3 MB a task; other models "
+        "the headline's files and those that other tasks read, at most 3 MB per task; other models "
         "are made by running the notebook.",
     ]
     if any(metrics["data"]["source"] == "standin" for metrics in published.values()):

@@ -1,4 +1,4 @@
-"""One PDF of all reports of a profile: build/<profile>/book.pdf, with a bookmark a task.
+"""One PDF of all reports of a profile: build/<profile>/book.pdf, with a bookmark for each task.
 
 `make all` calls it at its end. Each report keeps its own bookmarks below that of its task.
 """

@@ -273,7 +273,7 @@ def settle(job: Job, future: "Future") -> None:
 
 
 class Display:
-    """One line a task with stage, cell and time; redrawn in a terminal, else on every change."""
+    """One line per task with stage, cell and time; redrawn in a terminal, else on every change."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
@@ -339,7 +339,7 @@ def share_done(job: Job) -> float:
 
 
 def time_left(jobs: list[Job], began: float) -> str:
-    """How many tasks are done, and when the rest will be if it goes on as since ``began``."""
+    """How many tasks are done, and when the rest will be if it continues as since ``began``."""
     done = sum(job.finished for job in jobs)
     text = f"{done} of {len(jobs)} task(s) done"
     share = sum(map(share_done, jobs)) / len(jobs)
@@ -349,8 +349,11 @@ def time_left(jobs: list[Job], began: float) -> str:
     return f"{text}, about {max(1, round(seconds / 60))} min left"
 
 
-def tail(path: Path, since: float, size: int = 16_384) -> list[str]:
-    """The last lines of a file; none of one that was last written before ``since``."""
+def tail(path: Path, since: float, size: int = 1_000_000) -> list[str]:
+    """The last lines of a file: a cell that trains for hours writes many after its first one.
+
+    None of a file that was last written before ``since``.
+    """
     try:
         stat = path.stat()
         if stat.st_mtime < since:

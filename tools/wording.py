@@ -11,7 +11,7 @@ STANDIN_NOTE = (
 
 
 def entries_text(entries: dict[str, dict[str, float]]) -> str:
-    """All entries of one model, one a line."""
+    """All entries of one model, one per line."""
     width = max(len(metric_name(name)) for name in entries)
     return "\n".join(
         f"  {metric_name(name):{width}s}  {format_entry(e)}" for name, e in entries.items()

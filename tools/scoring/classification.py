@@ -33,7 +33,7 @@ def predict(
 
 
 def report(y: np.ndarray, probability: np.ndarray) -> str:
-    """All metrics with intervals, one a line; of one class only its mean probability."""
+    """All metrics with intervals, one per line; of one class only its mean probability."""
     counts = np.bincount(y, minlength=2)
     if counts.min() == 0:
         return (

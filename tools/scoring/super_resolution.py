@@ -41,7 +41,7 @@ def generated_observables(
 
 
 def report(true: pd.DataFrame, made: pd.DataFrame) -> str:
-    """Energy response, occupancy and mass with intervals, and the Frechet distance, one a line."""
+    """Energy response, occupancy and mass with intervals, Frechet distance, one per line."""
     lines = {f"energy response, {name}": f"{name}_energy" for name in NAMES}
     lines |= {f"occupancy, {name}": f"{name}_hits" for name in NAMES} | {"mass response": "mass"}
     width = max(map(len, lines))
