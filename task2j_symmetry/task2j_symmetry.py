@@ -50,8 +50,9 @@ show_results("task2j_symmetry")
 # logit tells is the price of a motion, and rotation pays less for the logit of the digits than for that of an orientation.
 # Searches in latent space alone, the paper's losses and a matrix exponential, do not come near. In upright digits the
 # same method does not find rotation, and in digits of many sizes it finds scaling. A network averaged over the
-# discovered motion recognises 1 and 2 at any angle from labels of upright digits. With all ten digits it misses the aim,
-# and so does the same network with true rotations.
+# discovered motion recognises 1 and 2 at any angle from labels of upright digits. With all ten digits the first motion is
+# near a rotation, but its gap to the second is not clear; the invariant network misses the aim, and so does the same
+# network with true rotations.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -1698,6 +1699,8 @@ claims = {
     "and rotation is the first motion even then": controls["orientation"]["rotation"][0] > 0.9,
     "in upright digits the first motion is not rotation": controls["upright"]["rotation"][2] < controls["as above"]["rotation"][1],
     "in digits of many sizes scaling comes first": controls["scaled"]["scaling"][0] > 0.9,
+    "with ten digits the gap of residuals is not clear": ten_gap[1] <= 0,
+    "but the first motion turns their pictures, too": ten_cosine[1] > 0.9,
     "closed, the motion returns to within 2 % of the radius": max(closing["the same, closed"]) < 0.02,
     "closed, it keeps the logit's sign better than as discovered": np.mean(kept["closed"]) > np.mean(kept["as discovered"]),
     "and as well as true rotation, within half a per cent": np.mean(kept["closed"]) > np.mean(kept["true rotation"]) - 0.005,
@@ -1725,7 +1728,7 @@ result_rows = {
     "rotation found, cosine in image space": (as_text(image.interval(HEADLINE)), f"latent searches: {max(image.interval(a)[0] for a in LATENT_ONLY):.2f} at most", "0.97"),
     "the same, of the 1s": (as_text(ones.interval(HEADLINE)), "", "0.95"),
     "the same, in latent space": (as_text(latent.interval(HEADLINE)), f"pointwise: {latent.interval(POINTWISE)[0]:.3f}, exact rotation: {latent.interval(BOUND)[0]:.3f}", ""),
-    "gap of residuals ρ₂ − ρ₁": (as_text(controls["as above"]["gap"]), f"upright digits: {controls['upright']['gap'][0]:.3f}", "> 0"),
+    "gap of residuals ρ₂ − ρ₁": (as_text(controls["as above"]["gap"]), f"ten digits: {as_text(ten_gap)}", "> 0"),
     "logit's sign kept along the whole turn": (f"{min(closed_kept):.3f} at least", f"true rotation: {min(true_kept):.3f}", "0.99"),
     "supervised map, R² of one step": (as_text(of_steps["r2"].interval("network")), f"affine: {of_steps['r2'].interval('affine')[0]:.3f}", "0.95"),
     "invariant network, two digits, 24 angles": (per_cent(two.interval(INVARIANT)), f"true rotations: {100 * two.interval('averaged, true angles')[0]:.2f} %, plain: {100 * plain_two:.1f} %", "99.3 %"),
@@ -1837,8 +1840,10 @@ metrics = run.save_metrics(
 # **Limits.** The autoencoders have seen all twelve angles; from upright digits no rotation can be discovered, and none is.
 # The direction of a turn is a convention. The twelve angles of the data set are interpolated, which is a faint fingerprint
 # of the angle that any network could use. With ten digits rotation is not a symmetry in the strict sense: a 6 turned by
-# 180 degrees is a 9, and the digit that the oracle sees changes along the turn. That bounds every
-# invariant classifier trained on upright labels; ours, small and trained briefly, stay below this bound.
+# 180 degrees is a 9, and the digit that the oracle sees changes along the turn. So the residual of the first motion is
+# hardly below that of the second, and by our own rule rotation is not discovered there, although the motion found turns the
+# pictures well. The same bounds every invariant classifier trained on upright labels; ours, small and trained briefly,
+# stay below this bound.
 #
 # **References.** A. Roman et al., *Oracle-preserving latent flows*, arXiv:2302.00806. A. Gabel, R. Quax, E. Gavves,
 # *Type-II neural symmetry detection with Lie theory*, Sci. Rep. 15 (2025) 33500. J. Yang et al., *Latent space symmetry
