@@ -50,8 +50,9 @@ show_results("task2j_symmetry")
 # logit tells is the price of a motion, and rotation pays less for the logit of the digits than for that of an orientation.
 # Searches in latent space alone, the paper's losses and a matrix exponential, do not come near. In upright digits the
 # same method does not find rotation, and in digits of many sizes it finds scaling. A network averaged over the
-# discovered motion recognises 1 and 2 at any angle from labels of upright digits. With all ten digits it misses the aim,
-# and so does the same network with true rotations.
+# discovered motion recognises 1 and 2 at any angle from labels of upright digits. With all ten digits the first motion is
+# near a rotation, but its gap to the second is not clear; the invariant network misses the aim, and so does the same
+# network with true rotations.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -687,12 +688,8 @@ pd.DataFrame({
 # %%
 start = z_tested[0][y_tested == 1][0, :1]
 with torch.no_grad():
-    show_strips(
-        {
-            a: strip(space.vae.decode(rollout(steps[a][0], start)[0, :-1]))
-            for a in ("network", "affine")
-        }
-    )
+    paths = {a: rollout(steps[a][0], start)[0, :-1] for a in ("network", "affine")}
+    show_strips({a: strip(space.vae.decode(path)) for a, path in paths.items()})
 
 # %% [markdown]
 # ## 5. Unsupervised: which motions preserve the logits?
@@ -764,11 +761,8 @@ def motion_problem(vae: nn.Module, z: torch.Tensor, slopes: torch.Tensor, degree
     size = jacobian.square().sum((1, 2)).mean()
     penalty = LOGIT_WEIGHT * size * slopes[:, :, None] * slopes[:, None]  # (B, d, d)
     ridge = 1e-3 * size / z.shape[1] * units
-    return (
-        jacobian,
-        effects,
-        torch.linalg.solve(jacobian.mT @ jacobian + penalty + ridge, jacobian.mT @ effects),
-    )
+    system = jacobian.mT @ jacobian + penalty + ridge  # (B, d, d)
+    return jacobian, effects, torch.linalg.solve(system, jacobian.mT @ effects)
 
 
 # %%
@@ -921,9 +915,8 @@ axes[0].set(xticks=[], yticks=[], title="the closed motion, over the average ima
 for number, (name, curves) in enumerate(kept.items()):
     axes[1].plot(360 * turns, np.mean(curves, 0), color=plotting.PALETTE[number], label=name)
 axes[1].axhline(0.99, color="grey", ls=":", lw=1)
-axes[1].set(
-    xlabel="part of the period [degrees]", ylabel="logit's sign kept", xticks=range(0, 361, 60)
-)
+axes[1].set(xlabel="part of the period [degrees]", ylabel="sign of the logit kept")
+axes[1].set_xticks(range(0, 361, 60))
 axes[1].legend()
 plt.show()
 
@@ -992,9 +985,8 @@ class Chart(nn.Module):
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """The generator g(z), (B, d)."""
         h = self.to_planes(z)
-        rate = jvp(
-            lambda t: turn_planes(h, t), (torch.zeros_like(z[:, 0]),), (torch.ones_like(z[:, 0]),)
-        )[1]
+        start, speed = torch.zeros_like(z[:, 0]), torch.ones_like(z[:, 0])
+        rate = jvp(lambda t: turn_planes(h, t), (start,), (speed,))[1]
         return jvp(self.from_planes, (h,), (rate,))[1]
 
 
@@ -1039,9 +1031,8 @@ def train_chart(number: int) -> dict[str, np.ndarray]:
 
     seed_everything(number)
     model = Chart(latent_dim)
-    train(
-        "chart", model, loss, CONFIG.small, number, lambda m, _: chart_terms(m, *held_out, variance)
-    )
+    train("chart", model, loss, CONFIG.small, number,
+          check=lambda chart, _: chart_terms(chart, *held_out, variance))  # fmt: skip
     return arrays(model)
 
 
@@ -1128,15 +1119,13 @@ pd.DataFrame({"image space": {a: as_text(cosine["image"].interval(a)) for a in a
 def along_singular(s: Space, z: torch.Tensor, g: torch.Tensor, tangent: torch.Tensor) -> tuple:
     """Per point and direction: sigma^2 / sigma_1^2, share of |g - tangent|^2 of unit vectors, (B, d)."""
     units = torch.eye(z.shape[1], device=z.device)
-    jacobian = torch.stack(
-        [pushed(s.vae.decode, z, e.expand_as(z)) for e in units], 2
-    )  # (B, 784, d)
+    columns = [pushed(s.vae.decode, z, e.expand_as(z)) for e in units]
+    jacobian = torch.stack(columns, 2)  # (B, 784, d)
     values, vectors = torch.linalg.eigh(jacobian.mT @ jacobian)  # ascending
     difference = nn.functional.normalize(g) - nn.functional.normalize(tangent)
     parts = torch.einsum("bdk,bd->bk", vectors, difference).square()
-    return (values / values[:, -1:]).flip(1).clamp(min=0).cpu(), (
-        parts / parts.sum(1, keepdim=True)
-    ).flip(1).cpu()
+    strength, shares = values / values[:, -1:], parts / parts.sum(1, keepdim=True)
+    return strength.flip(1).clamp(min=0).cpu(), shares.flip(1).cpu()
 
 
 # %%
@@ -1156,10 +1145,8 @@ axes[1].set(xlabel="singular direction of the decoder", ylabel=r"share of $|\hat
 axes[0].legend()
 plt.show()
 weak = latent_dim // 2  # the half of the directions that show least
-in_weak, weak_power = (
-    float(share[..., weak:].sum(-1).mean()),
-    float((sigma[..., weak:].sum(-1) / sigma.sum(-1)).mean()),
-)
+in_weak = float(share[..., weak:].sum(-1).mean())
+weak_power = float((sigma[..., weak:].sum(-1) / sigma.sum(-1)).mean())
 print(f"the weaker half of the directions: {weak_power:.1%} of the change of pictures, "
       f"{in_weak:.0%} of the difference between g and the tangent")  # fmt: skip
 
@@ -1174,15 +1161,13 @@ def flow_scores(s: Space, chart: Chart, z: torch.Tensor) -> dict:
     """Arrays per test digit (n,) of one turn, and the decoded angles (n, T) against the time."""
     times = torch.linspace(0, 2 * np.pi, 25, device=z.device)
     path = torch.stack([z, *(chart.flow(z, t.expand(len(z))) for t in times)], 1)  # (n, T + 1, d)
-    angle = tracked_angles(s.vae.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])).cpu()[
-        :, 1:
-    ]
+    frames = s.vae.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+    angle = tracked_angles(frames).cpu()[:, 1:]
     classes = decided(s.oracle(path))
+    missed = (path[:, -1] - z).norm(dim=1) / z.norm(dim=1)
     return {
         "class kept": (classes == classes[:, :1]).float().mean(1).cpu().numpy(),
-        "distance from the start after a turn": ((path[:, -1] - z).norm(dim=1) / z.norm(dim=1))
-        .cpu()
-        .numpy(),
+        "distance from the start after a turn": missed.cpu().numpy(),
         "angle off a straight line [°]": (angle - times.cpu().rad2deg()).abs().mean(1).numpy(),
         "angle": angle.numpy(),
     }
@@ -1243,10 +1228,8 @@ SCALING = np.array([0.0, 0, 1, 0, 1, 0])  # v = (x, y)
 SLANT = np.array([0.0, 1, 0, 0, 0, 0])  # v = (y, 0)
 upright = {part: pixels[rows, :1] for part, rows in parts}
 image_sets["upright"] = upright["train"], upright["validation"], target[splits.train]
-image_sets["scaled"] = (
-    *(scaled_copies(upright[p][:, 0]) for p in ("train", "validation")),
-    target[splits.train],
-)
+sizes = [scaled_copies(upright[part][:, 0]) for part in ("train", "validation")]
+image_sets["scaled"] = (*sizes, target[splits.train])
 others = {kind: train_spaces(kind, CONFIG.repeats) for kind in ("upright", "scaled")}
 
 
@@ -1263,9 +1246,8 @@ def control(name: str, number: int) -> SharedMotions:
     elif name == "orientation":
         rows = draw(len(flat), 20_000, torch_generator(number, 7))
         seen = encoded(s.vae, flat[rows])
-        slopes = logit_slopes(
-            train_oracle("orientation", seen, wider_than_tall(flat[rows]), number), z
-        )
+        oracle = train_oracle("orientation", seen, wider_than_tall(flat[rows]), number)
+        slopes = logit_slopes(oracle, z)
     return shared_motions(s.vae, z, slopes, 2 if name == "twelve motions" else 1)
 
 
@@ -1460,9 +1442,8 @@ for arm in (*LATENT_ONLY, "random generator"):
 cosine = {place: compared({a: [c[place] for c in found] for a, found in alignment.items()}, HEADLINE, y_scored)
           for place in ("image", "latent")}  # fmt: skip
 latent_table = cosine["image"].table(3).drop(columns="spread of trainings")
-latent_table.rename(
-    columns={"value": "cosine in image space", f"minus {HEADLINE}": "minus discovered"}
-)
+names = {"value": "cosine in image space", f"minus {HEADLINE}": "minus discovered"}
+latent_table.rename(columns=names)
 
 # %% [markdown]
 # The best of several generators, and its sign, are chosen here *with* the angles, in favour of the latent searches.
@@ -1479,11 +1460,8 @@ ten_rows = {"train": ten_splits.train[: CONFIG.ten], "validation": ten_splits.va
             "test": ten_splits.test[: CONFIG.ten_tested]}  # fmt: skip
 ten_pixels = {part: torch.from_numpy(all_digits.images[rows]) for part, rows in ten_rows.items()}
 upright_ten = torch.from_numpy(all_digits.images[ten_splits.train, 0])  # for section 9
-image_sets["ten digits"] = (
-    ten_pixels["train"],
-    ten_pixels["validation"],
-    ten_labels[ten_rows["train"]],
-)
+labels = ten_labels[ten_rows["train"]]
+image_sets["ten digits"] = (ten_pixels["train"], ten_pixels["validation"], labels)
 ten_spaces = train_spaces("ten digits", CONFIG.repeats)
 ten_ink = as_images(ten_pixels["train"][:500]).mean((0, 1)).cpu()
 
@@ -1579,9 +1557,7 @@ class OrbitAverage(nn.Module):
         self.register_buffer("grids", grids.clone())  # (K, 28, 28, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stacked = x.transpose(
-            0, 1
-        )  # (1, B, 28, 28): ONNX samples all images at one grid as channels
+        stacked = x.transpose(0, 1)  # (1, B, 28, 28): all images at one grid, as channels
         logits = []
         for number in range(self.grids.shape[0]):
             moved = grid_sample(stacked, self.grids[number : number + 1], align_corners=True)
@@ -1641,9 +1617,8 @@ def at_24_angles(x: np.ndarray) -> np.ndarray:
     images = np.empty((len(x), 24, 28, 28), np.uint8)
     images[:, ::2] = x
     for number in range(12):  # quarter turns only move pixels
-        images[:, 2 * number + 1] = np.rot90(
-            between[15 + 30 * (number % 3)], number // 3, axes=(1, 2)
-        )
+        turned = between[15 + 30 * (number % 3)]
+        images[:, 2 * number + 1] = np.rot90(turned, number // 3, axes=(1, 2))
     return images
 
 
@@ -1665,9 +1640,8 @@ def correct_at_angles(kind: str, arm: str, seed: int) -> np.ndarray:
     """Which test digits are recognised at each angle, (n, 24) bool."""
     x, y = turned[kind]
     batches = torch.from_numpy(x).flatten(0, 1).split(1200)
-    found = [
-        networks[kind, arm, seed](as_images(batch)).argmax(1).cpu().numpy() for batch in batches
-    ]
+    network = networks[kind, arm, seed]
+    found = [network(as_images(batch)).argmax(1).cpu().numpy() for batch in batches]
     return np.concatenate(found).reshape(len(x), 24) == y[:, None]
 
 
@@ -1693,12 +1667,8 @@ for axis, kind in zip(axes, kinds, strict=True):
         axis.plot(15 * np.arange(24), curve, "osD^"[number] + "-", ms=4, label=arm)
     axis.axhline(0.993, color="grey", ls=":", lw=1)
     low = min(accuracies[kind, "all"].values[arm].mean() for arm in ORBITS[1:])
-    axis.set(
-        xlabel="angle [degrees]",
-        xticks=range(0, 361, 60),
-        ylim=(2 * low - 1.004, 1.001),
-        title=kind,
-    )
+    axis.set(xlabel="angle [degrees]", ylim=(2 * low - 1.004, 1.001), title=kind)
+    axis.set_xticks(range(0, 361, 60))
 axes[0].set(ylabel="accuracy (dotted: the aim)")
 axes[1].legend()
 plt.show()
@@ -1719,18 +1689,18 @@ INVARIANT = "averaged, discovered"
 image, latent = cosine["image"], cosine["latent"]
 price = {name: over_spaces([b - a for a, b in zip(controls["no logit"]["rho of rotation"], controls[name]["rho of rotation"], strict=True)])
          for name in ("as above", "shuffled", "orientation")}  # fmt: skip
-print(
-    "what the logit costs rotation, ρ with it minus without: "
-    + ", ".join(f"{n} {as_text(p)}" for n, p in price.items())
-)
+costs = ", ".join(f"{name} {as_text(cost)}" for name, cost in price.items())
+print(f"what the logit costs rotation, ρ with it minus without: {costs}")
 claims = {
     "rotation is discovered: the gap of residuals beats its spread": controls["as above"]["gap"][1] > 0,
     "the first motion is aligned with rotation": controls["as above"]["rotation"][1] > 0.95,
     "it is found without the logit, too": controls["no logit"]["rotation"][1] > 0.95,
-    "an oracle of orientation makes rotation dearer": price["orientation"][1] > price["as above"][2],
+    "an oracle of orientation raises the price of rotation": price["orientation"][1] > price["as above"][2],
     "and rotation is the first motion even then": controls["orientation"]["rotation"][0] > 0.9,
     "in upright digits the first motion is not rotation": controls["upright"]["rotation"][2] < controls["as above"]["rotation"][1],
     "in digits of many sizes scaling comes first": controls["scaled"]["scaling"][0] > 0.9,
+    "with ten digits the gap of residuals is not clear": ten_gap[1] <= 0,
+    "but the first motion turns their pictures, too": ten_cosine[1] > 0.9,
     "closed, the motion returns to within 2 % of the radius": max(closing["the same, closed"]) < 0.02,
     "closed, it keeps the logit's sign better than as discovered": np.mean(kept["closed"]) > np.mean(kept["as discovered"]),
     "and as well as true rotation, within half a per cent": np.mean(kept["closed"]) > np.mean(kept["true rotation"]) - 0.005,
@@ -1758,17 +1728,14 @@ result_rows = {
     "rotation found, cosine in image space": (as_text(image.interval(HEADLINE)), f"latent searches: {max(image.interval(a)[0] for a in LATENT_ONLY):.2f} at most", "0.97"),
     "the same, of the 1s": (as_text(ones.interval(HEADLINE)), "", "0.95"),
     "the same, in latent space": (as_text(latent.interval(HEADLINE)), f"pointwise: {latent.interval(POINTWISE)[0]:.3f}, exact rotation: {latent.interval(BOUND)[0]:.3f}", ""),
-    "gap of residuals ρ₂ − ρ₁": (as_text(controls["as above"]["gap"]), f"upright digits: {controls['upright']['gap'][0]:.3f}", "> 0"),
+    "gap of residuals ρ₂ − ρ₁": (as_text(controls["as above"]["gap"]), f"ten digits: {as_text(ten_gap)}", "> 0"),
     "logit's sign kept along the whole turn": (f"{min(closed_kept):.3f} at least", f"true rotation: {min(true_kept):.3f}", "0.99"),
     "supervised map, R² of one step": (as_text(of_steps["r2"].interval("network")), f"affine: {of_steps['r2'].interval('affine')[0]:.3f}", "0.95"),
     "invariant network, two digits, 24 angles": (per_cent(two.interval(INVARIANT)), f"true rotations: {100 * two.interval('averaged, true angles')[0]:.2f} %, plain: {100 * plain_two:.1f} %", "99.3 %"),
     "invariant network, ten digits, 24 angles": (per_cent(ten.interval(INVARIANT)), f"true rotations: {100 * ten.interval('averaged, true angles')[0]:.2f} %", "99.3 %"),
 }  # fmt: skip
-update_results(
-    pd.DataFrame.from_dict(
-        result_rows, orient="index", columns=["this run", "to compare with", "aim"]
-    )
-)
+columns = ["this run", "to compare with", "aim"]
+update_results(pd.DataFrame.from_dict(result_rows, orient="index", columns=columns))
 
 # %% [markdown]
 # ## 11. Weights and metrics
@@ -1873,8 +1840,10 @@ metrics = run.save_metrics(
 # **Limits.** The autoencoders have seen all twelve angles; from upright digits no rotation can be discovered, and none is.
 # The direction of a turn is a convention. The twelve angles of the data set are interpolated, which is a faint fingerprint
 # of the angle that any network could use. With ten digits rotation is not a symmetry in the strict sense: a 6 turned by
-# 180 degrees is a 9, and the digit that the oracle sees changes along the turn. That bounds every
-# invariant classifier trained on upright labels; ours, small and trained briefly, stay below this bound.
+# 180 degrees is a 9, and the digit that the oracle sees changes along the turn. So the residual of the first motion is
+# hardly below that of the second, and by our own rule rotation is not discovered there, although the motion found turns the
+# pictures well. The same bounds every invariant classifier trained on upright labels; ours, small and trained briefly,
+# stay below this bound.
 #
 # **References.** A. Roman et al., *Oracle-preserving latent flows*, arXiv:2302.00806. A. Gabel, R. Quax, E. Gavves,
 # *Type-II neural symmetry detection with Lie theory*, Sci. Rep. 15 (2025) 33500. J. Yang et al., *Latent space symmetry
