@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
@@ -173,6 +174,25 @@ def test_html_tables_are_real_tables_with_numbers_to_the_right(tmp_path: Path) -
         typst = markdown_body(text, tmp_path)
         assert "#table(" in typst
         assert "align: (left,right,)" in typst
+
+
+def rows_per_page(rows: int, lines: int, folder: Path) -> list[int]:
+    """Rows of a table on each page of a notebook that has some lines before it."""
+    pypdf = pytest.importorskip("pypdf")
+    before = "\n\n".join(f"line {n}" for n in range(lines))
+    table = "| row | value |\n|---|---|\n" + "".join(f"| row{n:03d} | {n} |\n" for n in range(rows))
+    cells = [new_markdown_cell(text) for text in ("# Title", before, table)]
+    pdf = pypdf.PdfReader(BytesIO(notebook_to_pdf(new_notebook(cells=cells), folder, "table")))
+    return [len(re.findall(r"row\d{3}", page.extract_text())) for page in pdf.pages]
+
+
+def test_short_tables_stay_in_one_piece_and_long_ones_do_not(tmp_path: Path) -> None:
+    short = [rows_per_page(12, lines, tmp_path) for lines in range(24, 40, 3)]
+    assert all(max(pages) == 12 for pages in short)
+    assert [0, 12] in short  # it would have begun on the first page
+    long = rows_per_page(200, 3, tmp_path)
+    assert sum(long) == 200
+    assert len(long) > 2
 
 
 def test_an_open_fence_does_not_swallow_the_next_cell(tmp_path: Path) -> None:
