@@ -204,6 +204,28 @@ def test_a_resumed_run_counts_the_seconds_of_earlier_starts(folder: Path) -> Non
     assert not (folder / "state").exists()
 
 
+def test_who_goes_back_to_the_code_of_a_run_finds_its_state_again(folder: Path) -> None:
+    state = folder / "state"
+    state.mkdir(parents=True)
+    (folder / "state_key").write_text("first")
+    (folder / "run.log").write_text("[   600.0 s] end\n")
+    (state / "weights").write_text("first")
+    assert keep_state_of(folder, "second", force=False) == 0.0  # a change of the code
+    assert not state.exists()
+    state.mkdir()
+    (folder / "run.log").write_text("[     3.0 s] begins\n")
+    assert keep_state_of(folder, "first", force=False) == 600.0  # taken back
+    assert (state / "weights").read_text() == "first"
+    keep_state_of(folder, "third", force=False)
+    keep_state_of(folder, "fourth", force=False)
+    assert {path.name for path in folder.glob("state_of_*")} == {"state_of_first"}
+    state.mkdir()
+    keep_state_of(folder, "fifth", force=False)  # one other state is kept
+    assert {path.name for path in folder.glob("state_of_*")} == {"state_of_fourth"}
+    keep_state_of(folder, "fifth", force=True)
+    assert not list(folder.glob("state_of_*"))
+
+
 def test_two_runs_of_one_notebook_exclude_each_other(folder: Path) -> None:
     with locked(folder / ".lock"), pytest.raises(InputError, match="no other run"):
         run(TASK, "smoke")

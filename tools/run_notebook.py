@@ -8,6 +8,7 @@ import argparse
 import base64
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -197,18 +198,31 @@ def conclude(
 def keep_state_of(folder: Path, key: str, force: bool) -> float:
     """Training state may only be resumed by a run with the same code, data and parameters.
 
-    Its text and evaluation may differ: who redraws a figure need not train again.
+    Its text and evaluation may differ: who redraws a figure need not train again. The state of one
+    other run is set aside: who goes back to the code of that run finds it again.
 
     Returns the seconds that earlier starts of this run have taken, by their run.log.
     """
-    owner = folder / "state_key"
-    resumed = not force and owner.exists() and owner.read_text() == key
-    if not resumed:
-        remove(folder / "state")
+    state, owner, log = folder / "state", folder / "state_key", folder / "run.log"
+    found = owner.read_text() if owner.exists() else ""
+    waiting = folder / f"state_of_{key}"
+    if force or found != key:
+        set_aside = bool(found) and state.exists() and not force
+        for other in folder.glob("state_of_*"):
+            if force or (set_aside and other != waiting):
+                remove(other)
+        if set_aside:
+            if log.exists():
+                shutil.copy2(log, state / log.name)  # its times
+            state.rename(folder / f"state_of_{found}")
+        remove(state)
+        if waiting.exists():
+            waiting.rename(state)
+            log = state / log.name
     write_text(owner, key)
-    if not resumed or not (folder / "state").exists():
+    if not state.exists() or not log.exists():
         return 0.0
-    times = re.findall(r"^\[ *([\d.]+) s\]", (folder / "run.log").read_text("utf-8"), re.MULTILINE)
+    times = re.findall(r"^\[ *([\d.]+) s\]", log.read_text("utf-8"), re.MULTILINE)
     return float(times[-1]) if times else 0.0
 
 
