@@ -164,7 +164,8 @@ print(run.summary())
 
 # %% [markdown]
 # ## 2. Data
-# Real digits in every profile: MNIST is public and small. Every original is stored in an HDF5 file at twelve angles, counter-clockwise.
+# Real digits in every profile: MNIST is public and small. Every original is stored in an HDF5 file at twelve angles,
+# counter-clockwise.
 # Quarter turns only move pixels; 30 and 60 degrees are interpolated with cubic splines, and the other angles are
 # quarter turns of these. The split is by original, so no turned copy of a test digit is seen in training. The test
 # digits are those of MNIST's own test file, and a sixth of the training file validates.
@@ -694,7 +695,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## 5. Unsupervised: which motions preserve the logits?
 # **From here on no angle is used to find anything**; where true rotation appears, it scores. The discovery gets latent vectors
-# in random order, the decoder and the oracle $\varphi$; the chart of section 5.2 also pictures and the encoder. A generator is a vector field $g(z)$, its flow solves $\dot z=g(z)$, and it preserves the logit
+# in random order, the decoder and the oracle $\varphi$; the chart of section 5.2 also pictures and the encoder. A generator
+# is a vector field $g(z)$, its flow solves $\dot z=g(z)$, and it preserves the logit
 # where $\nabla\varphi\cdot g=0$. That alone cannot single out rotation: one logit in $d$ dimensions leaves $d-1$
 # directions at every point. So something has to be put in.
 #
@@ -705,7 +707,8 @@ with torch.no_grad():
 # $$\rho(v)=\frac{\mathbb E_z\min_{g}\big[\|J(z)\,g+v\cdot\nabla I_z\|^2+\lambda\,(n(z)\cdot g)^2\big]}
 # {\mathbb E_z\|v\cdot\nabla I_z\|^2},\qquad I_z=\mathrm{decode}(z),\quad n=\nabla\varphi/|\nabla\varphi|,$$
 # the share of the motion that leads off the manifold of images or changes the logit ($\lambda$ is so large that it may
-# hardly change; section 7 shows what it does). Both minimisations are linear algebra: $g=-(J^\top J+\lambda nn^\top)^{-1}J^\top(v\cdot\nabla I)$ inside,
+# hardly change; section 7 shows what it does). Both minimisations are linear algebra:
+# $g=-(J^\top J+\lambda nn^\top)^{-1}J^\top(v\cdot\nabla I)$ inside,
 # and a generalised eigenvalue problem outside. No training, no starting point; all six solutions come at once.
 
 
@@ -956,9 +959,8 @@ closing = pd.DataFrame({
 }).rename_axis("autoencoder")  # fmt: skip
 for number, motion in enumerate(motions):
     centre = -torch.linalg.solve(motion.matrix, motion.shift)
-    print(
-        f"autoencoder {number}: A' = {motion.matrix.numpy().round(3).tolist()}, centre {centre.numpy().round(3).tolist()}"
-    )
+    matrix, place = (t.double().numpy().round(3).tolist() for t in (motion.matrix, centre))
+    print(f"autoencoder {number}: A' = {matrix}, centre {place}")
 closing.round(4)
 
 # %% [markdown]
