@@ -42,17 +42,17 @@ install_missing()
 show_results("task2j_symmetry")
 
 # %% [markdown]
-# **What was found.** Rotation is discovered, once a symmetry is sought where it acts. *Put in* is that a symmetry moves the
-# picture plane by an affine motion, the same for every digit, and that it returns to its start. *Learned*, from pictures
-# without angles, is which motion: in each of five autoencoders it is a rotation about the centre, and its residual is
-# below that of the next motion by more than the spread between autoencoders. The latent flow learned from it changes
-# decoded digits as a true rotation does. The logit does not do the finding: rotation comes first without it, too. What the
-# logit tells is the price of a motion, and rotation pays less for the logit of the digits than for that of an orientation.
-# Searches in latent space alone, the paper's losses and a matrix exponential, do not come near. In upright digits the
-# same method does not find rotation, and in digits of many sizes it finds scaling. A network averaged over the
-# discovered motion recognises 1 and 2 at any angle from labels of upright digits. With all ten digits the first motion is
-# near a rotation, but its gap to the second is not clear; the invariant network misses the aim, and so does the same
-# network with true rotations.
+# **What was found.** A perceptron learns the map that turns a latent vector by 30 degrees, and returns to its start after
+# twelve steps; an affine map turns nearly as well, but loses detail. Without angles, rotation is discovered once a symmetry
+# is sought where it acts. *Put in* is that a symmetry moves the picture plane by an affine motion, the same for every
+# digit, and that it returns to its start. *Learned* is which motion: in each autoencoder a rotation about the centre, whose
+# residual is below that of the next motion by more than the spread between autoencoders. The latent flow learned from it
+# changes decoded digits as a true rotation does. The logit does not do the finding: rotation comes first without it, and even
+# with an oracle that rotation changes. So what is found is a motion of the set of pictures, which preserves the logit as well
+# as true rotation does. Searches in latent space alone do not find it. In upright digits the same method does not find
+# rotation. A network averaged over the discovered motion recognises 1 and 2 at any angle from labels of upright digits, as
+# well as with true rotations. With all ten digits the first motion is near a rotation, but its gap to the second is not
+# clear, and no invariant network reaches the target.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -164,7 +164,8 @@ print(run.summary())
 
 # %% [markdown]
 # ## 2. Data
-# Real digits in every profile: MNIST is public and small. Every original is stored at twelve angles, counter-clockwise.
+# Real digits in every profile: MNIST is public and small. Every original is stored in an HDF5 file at twelve angles,
+# counter-clockwise.
 # Quarter turns only move pixels; 30 and 60 degrees are interpolated with cubic splines, and the other angles are
 # quarter turns of these. The split is by original, so no turned copy of a test digit is seen in training. The test
 # digits are those of MNIST's own test file, and a sixth of the training file validates.
@@ -284,8 +285,8 @@ print(f"on digits turned in the data set the measured angle is off by {error:.2f
 # A convolutional variational autoencoder: $q(z|x)=\mathcal N(\mu(x),\sigma^2(x))$, prior $\mathcal N(0,1)$, Bernoulli
 # pixels, loss $-\mathbb E_q\ln p(x|z)+\tfrac12\sum_u(\mu_u^2+\sigma_u^2-1-\ln\sigma_u^2)$. Symmetries are smooth motions,
 # so the network is smooth too: strides instead of max-pools, SiLU instead of ReLU. It never sees an angle. **Five
-# autoencoders** are trained, and everything that follows is repeated on each: the spread between them is part of every
-# interval.
+# autoencoders** are trained (fewer in the quick profile and for controls and ten digits): the spread between them is part of the
+# intervals.
 
 
 # %%
@@ -560,7 +561,7 @@ print(f"mean squared error per pixel {np.mean([s.mse for s in spaces]):.4f}, "
 # Here the angles are used. A residual perceptron $f(z)=z+\mathrm{MLP}(z)$ learns from *rollouts*: it is applied up to
 # twelve times and compared with the encoding of the turned digit at every step,
 # $$\mathcal L=\tfrac1{12}\sum_{j=1}^{12}\big\|f^{\,j}(z_k)-z_{k+j}\big\|^2\big/\,\mathrm{Var}(z),$$
-# so that errors do not pile up and twelve steps lead back to the start. The best affine map, in closed form, shows
+# to keep errors from piling up, so that twelve steps lead back to the start. The best affine map, in closed form, shows
 # how much of this needs a network.
 
 
@@ -676,7 +677,7 @@ of_steps = {
     for score in ("r2", "angle", "closure")
 }  # fmt: skip
 pd.DataFrame({
-    "R² of one step": {a: as_text(of_steps["r2"].interval(a)) for a in steps},
+    "R² of one step": {a: as_text(of_steps["r2"].interval(a), 4) for a in steps},
     "angle of one step [°]": {a: as_text(of_steps["angle"].interval(a), 1) for a in steps},
     "missed after twelve steps [°]": {a: as_text(of_steps["closure"].interval(a), 1) for a in steps},
 })  # fmt: skip
@@ -693,8 +694,9 @@ with torch.no_grad():
 
 # %% [markdown]
 # ## 5. Unsupervised: which motions preserve the logits?
-# **From here on no angle is used**: the functions of this section get latent vectors in random order, the decoder and
-# the oracle $\varphi$. A generator is a vector field $g(z)$, its flow solves $\dot z=g(z)$, and it preserves the logit
+# **From here on no angle is used to find anything**; where true rotation appears, it scores. The discovery gets latent vectors
+# in random order, the decoder and the oracle $\varphi$; the chart of section 5.2 also pictures and the encoder. A generator
+# is a vector field $g(z)$, its flow solves $\dot z=g(z)$, and it preserves the logit
 # where $\nabla\varphi\cdot g=0$. That alone cannot single out rotation: one logit in $d$ dimensions leaves $d-1$
 # directions at every point. So something has to be put in.
 #
@@ -705,7 +707,8 @@ with torch.no_grad():
 # $$\rho(v)=\frac{\mathbb E_z\min_{g}\big[\|J(z)\,g+v\cdot\nabla I_z\|^2+\lambda\,(n(z)\cdot g)^2\big]}
 # {\mathbb E_z\|v\cdot\nabla I_z\|^2},\qquad I_z=\mathrm{decode}(z),\quad n=\nabla\varphi/|\nabla\varphi|,$$
 # the share of the motion that leads off the manifold of images or changes the logit ($\lambda$ is so large that it may
-# hardly change). Both minimisations are linear algebra: $g=-(J^\top J+\lambda nn^\top)^{-1}J^\top(v\cdot\nabla I)$ inside,
+# hardly change; section 7 shows what it does). Both minimisations are linear algebra:
+# $g=-(J^\top J+\lambda nn^\top)^{-1}J^\top(v\cdot\nabla I)$ inside,
 # and a generalised eigenvalue problem outside. No training, no starting point; all six solutions come at once.
 
 
@@ -819,8 +822,8 @@ pd.DataFrame(
 # motion that magnifies with every turn leads away from the digits. The trace of $A$ is what magnifies, so it goes,
 # $$A'=A-\tfrac12\mathrm{tr}(A),\qquad\omega=\sqrt{\det A'},\qquad
 # u(t)=c+\big(\cos\omega t+\tfrac{\sin\omega t}{\omega}A'\big)(u(0)-c),\quad c=-A'^{-1}s,$$
-# the nearest field whose every orbit is closed, with the period $2\pi/\omega$. This uses no angle either: only that a
-# symmetry returns.
+# the nearest field whose every orbit is closed, with the period $2\pi/\omega$, if $\det A'>0$, as in all of them here. This uses
+# no angle either: only that a symmetry returns.
 
 
 # %%
@@ -892,20 +895,33 @@ def missed_after(motion: Motion, turns: float = 1.0) -> float:
 
 
 @torch.no_grad()
-def kept_along(s: Space, x: torch.Tensor, grids: torch.Tensor) -> np.ndarray:
-    """Share (T,) of images (B, 1, 28, 28) that keep the oracle's decision, moved by maps (T, ...)."""
-    start = decided(s.oracle(s.vae.encode(x)))
-    moved = [decided(s.oracle(s.vae.encode(resample(x, grid[None])))) for grid in grids]
-    return torch.stack([(m == start).float().mean() for m in moved]).cpu().numpy()
+def logits_along(s: Space, x: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    """The oracle's logits (T, B, K) of images (B, 1, 28, 28), moved by maps (T, 28, 28, 2)."""
+    return torch.stack([s.oracle(s.vae.encode(resample(x, grid[None]))) for grid in grids]).cpu()
+
+
+def kept_along(logits: torch.Tensor) -> np.ndarray:
+    """Whether the decision (T, B) is that of the start, for logits (T, B, K)."""
+    return (decided(logits) == decided(logits[:1])).numpy()
+
+
+def logit_change(logits: torch.Tensor) -> float:
+    """Mean squared change of logits (T, B, K) since the start, in units of their variance."""
+    return float((logits - logits[:1]).square().mean() / logits[0].var())
 
 
 turns = torch.linspace(0, 1, 25)
 rotation_grids = turned_grid(2 * np.pi * turns)
-kept = {
-    "as discovered": [kept_along(s, x_scored, m.grids(turns)) for s, m in zip(spaces, spirals, strict=True)],
-    "closed": [kept_along(s, x_scored, m.grids(turns)) for s, m in zip(spaces, motions, strict=True)],
-    "true rotation": [kept_along(s, x_scored, rotation_grids) for s in spaces],
-}  # fmt: skip
+moved_by = {
+    "as discovered": [m.grids(turns) for m in spirals],
+    "closed": [m.grids(turns) for m in motions],
+    "true rotation": [rotation_grids] * len(spaces),
+}
+along = {
+    name: [logits_along(s, x_scored, g) for s, g in zip(spaces, grids, strict=True)]
+    for name, grids in moved_by.items()
+}
+kept = {name: [kept_along(logits) for logits in found] for name, found in along.items()}
 fig, axes = plt.subplots(1, 2, figsize=(12, 3.8), width_ratios=(1, 1.7))
 u = plane_positions()[1::4, 1::4]
 v = monomials(u, 1) @ motions[0].coefficients().view(2, 3).T
@@ -913,7 +929,8 @@ axes[0].imshow(ink, cmap="gray_r", extent=(-1, 1, 1, -1), origin="upper", alpha=
 axes[0].quiver(*u.unbind(-1), *v.unbind(-1), angles="xy", color=plotting.PALETTE[1], width=0.008)
 axes[0].set(xticks=[], yticks=[], title="the closed motion, over the average image")
 for number, (name, curves) in enumerate(kept.items()):
-    axes[1].plot(360 * turns, np.mean(curves, 0), color=plotting.PALETTE[number], label=name)
+    curve = np.mean(curves, (0, 2))  # over autoencoders and digits
+    axes[1].plot(360 * turns, curve, color=plotting.PALETTE[number], label=name)
 axes[1].axhline(0.99, color="grey", ls=":", lw=1)
 axes[1].set(xlabel="part of the period [degrees]", ylabel="sign of the logit kept")
 axes[1].set_xticks(range(0, 361, 60))
@@ -931,19 +948,26 @@ def over_spaces(values: list[float]) -> tuple[float, float, float]:
 
 # %%
 closing = pd.DataFrame({
-    "magnification by a turn": [s.magnification for s in spirals],
-    "missed after a turn": [missed_after(s) for s in spirals],
-    "the same, closed": [missed_after(m) for m in motions],
-    "period (2π is a rotation)": [m.period for m in motions],
-    "sign of the logit kept": [np.mean(k) for k in kept["as discovered"]],
-    "the same, closed ": [np.mean(k) for k in kept["closed"]],
-    "true rotation": [np.mean(k) for k in kept["true rotation"]],
+    "magnified by a turn": [s.magnification for s in spirals],
+    "missed: spiral": [missed_after(s) for s in spirals],
+    "closed": [missed_after(m) for m in motions],
+    "period": [m.period for m in motions],
+} | {
+    f"{what}: {name}": [how(found) for found in values[name]]
+    for what, values, how in (("sign kept", kept, lambda k: k.all(0).mean()), ("change", along, logit_change))
+    for name in ("closed", "true rotation")
 }).rename_axis("autoencoder")  # fmt: skip
+for number, motion in enumerate(motions):
+    centre = -torch.linalg.solve(motion.matrix, motion.shift)
+    matrix, place = (t.double().numpy().round(3).tolist() for t in (motion.matrix, centre))
+    print(f"autoencoder {number}: A' = {matrix}, centre {place}")
 closing.round(4)
 
 # %% [markdown]
-# "Missed" is the distance from the start in units of the radius. The closed motion returns by construction; what is *found*
-# is that its period and its matrix are those of a rotation.
+# "Missed" is the distance from the start in units of the radius; "sign kept" the share of digits whose logit keeps its sign
+# at *all* angles of the turn; "change" the mean squared change of the logit in units of its variance. The closed motion returns
+# by construction; what is *found* is that its period is near $2\pi$, its matrix near that of a rotation, and its centre near
+# that of the picture.
 #
 # ### 5.2 The flow in latent space
 # The closed motion moves pictures. To move latent vectors over whole turns, a *chart* is learned in the spirit of LaLiGAN
@@ -1041,7 +1065,7 @@ charts = [restored(Chart(latent_dim), weights) for weights in side_by_side(train
 
 # %% [markdown]
 # ## 6. Is it rotation?
-# Only now angles return, to score. The rotation tangent $\tau=\partial_\theta\,\mu(R_\theta x)$ is the change of the latent
+# Angles return, to score. The rotation tangent $\tau=\partial_\theta\,\mu(R_\theta x)$ is the change of the latent
 # vector while the digit turns (central difference over ±5°). A generator can be compared with it in two places:
 #
 # - **image space**, $\cos(J g,J\tau)$: do both change the *picture* alike? This is the headline.
@@ -1097,21 +1121,27 @@ def scored_velocities(velocities: list[torch.Tensor]) -> list[dict]:
 
 # %%
 alignment = {arm: scored_velocities(v) for arm, v in velocities.items()}
-of_ones = {arm: [c["image"][y_scored == 0] for c in found] for arm, found in alignment.items()}
+of_digit = {
+    digit: {arm: [c["image"][y_scored == k] for c in found] for arm, found in alignment.items()}
+    for k, digit in enumerate(DIGITS)
+}
 cosine = {place: compared({a: [c[place] for c in found] for a, found in alignment.items()}, HEADLINE, y_scored)
           for place in ("image", "latent")}  # fmt: skip
-ones = compared(of_ones, HEADLINE, y_scored[y_scored == 0])
+ones, twos = (
+    compared(of_digit[d], HEADLINE, y_scored[y_scored == k]) for k, d in enumerate(DIGITS)
+)
 pd.DataFrame({"image space": {a: as_text(cosine["image"].interval(a)) for a in alignment},
               "1s only": {a: as_text(ones.interval(a)) for a in alignment},
+              "2s only": {a: as_text(twos.interval(a)) for a in alignment},
               "latent space": {a: as_text(cosine["latent"].interval(a)) for a in alignment}})  # fmt: skip
 
 # %% [markdown]
 # **Why the pointwise latent cosine cannot be higher.** The exact rotation has the same one, so it is not the discovery that
 # is imprecise. The decoder's singular values say what is. Below, left: how much the picture changes along each
 # right-singular direction of $J(z)$, relative to the first; right: how much of the squared distance between the unit
-# vectors of $g$ and $\tau$ lies along it. Along its last directions the decoder changes next to nothing: what the encoder
-# does there shows in no picture, and no inversion of the decoder can recover it. The chart can, since it learns from
-# *encoded* pictures.
+# vectors of $g$ and $\tau$ lies along it. Most of it lies along the half of the directions in which the decoder changes
+# pictures least, in 1s even less than in 2s. There the inversion is poorly determined, and the ridge and the logit term act on
+# it, too. The chart does not invert anything: it learns from *encoded* pictures.
 
 
 # %%
@@ -1193,8 +1223,10 @@ with torch.no_grad():
 # found; where the digits vary in size instead of angle, scaling must be. *Orientation oracle*: the labels say whether a
 # picture is wider than tall, so rotation changes its logit and must pay for it. *Shuffled*: the logit's gradient is
 # taken from another digit. *Twelve motions*: all fields of second degree instead of the affine ones. The gap is
-# $\rho_2-\rho_1$, with the spread over autoencoders. The last three columns are cosines of the first motion with a
-# rotation, a scaling and a slant (the horizontal shear in which handwriting varies), over the ink of the average image.
+# $\rho_2-\rho_1$, with the spread over autoencoders. The last three columns are cosines of the first motion, not yet closed, with
+# a rotation, a scaling and a slant (the horizontal shear in which handwriting varies), over the ink of the average rotated
+# image. A slant is half of a rotation, so their cosine is about 0.7: 1 in one of these columns and 0.7 in the other is one
+# and the same motion.
 
 
 # %%
@@ -1287,13 +1319,13 @@ pd.DataFrame({
     "ρ₁": {CONTROLS[n]: f"{c['rho'][0]:.3f}" for n, c in controls.items()},
     "gap ρ₂ − ρ₁": {CONTROLS[n]: as_text(c["gap"]) for n, c in controls.items()},
     "ρ of rotation": {CONTROLS[n]: f"{np.mean(c['rho of rotation']):.3f}" if c["rho of rotation"] else "" for n, c in controls.items()},
-    **{field: {CONTROLS[n]: f"{c[field][0]:.2f}" for n, c in controls.items()} for field in ("rotation", "scaling", "slant")},
+    **{field: {CONTROLS[n]: as_text(c[field], 2) for n, c in controls.items()} for field in ("rotation", "scaling", "slant")},
 })  # fmt: skip
 
 # %% [markdown]
 # **Searches in latent space alone**, without the picture plane, on the same five autoencoders. *The paper's losses*
 # (Roman et al. 2023) for $N$ networks $g_a$: invariance of the logit, unit length, orthogonality, and closure of the Lie
-# algebra, $[g_a,g_b]=\sum_cf_{abc}\,g_c$ with learned $f_{abc}$. *Matrix exponential*, the stronger rival, in the manner
+# algebra, $[g_a,g_b]=\sum_cf_{abc}\,g_c$ with learned $f_{abc}$. *Matrix exponential*, in the manner
 # of Gabel et al. (2025): one latent matrix $G$ with the flow $e^{tG}z$, antisymmetric, so that it neither shrinks nor
 # grows. We have no pairs of pictures, so the moved vectors of a class must be distributed as the class is (sliced
 # Wasserstein distance) at any $t$, with their logits unchanged. It has three starts; its own loss chooses.
@@ -1416,8 +1448,12 @@ def train_latent_only(arm: str, number: int) -> dict[str, np.ndarray]:
         seed_everything(10 * number + start)
         model = build_latent_only(arm)
         loss = make(s.shuffled, s.oracle, CONFIG.flows.batch_size)
-        history = train(f"{arm}-{number}", model, loss, CONFIG.flows, start)
-        trials.append((history.score.min(), arrays(model)))
+        train(f"{arm}-{number}", model, loss, CONFIG.flows, start)
+        with torch.no_grad():  # all starts on the same draws
+            score = np.mean(
+                [float(sum(loss(model, torch_generator(0, i)).values())) for i in range(8)]
+            )
+        trials.append((score, arrays(model)))
     return min(trials, key=lambda trial: trial[0])[1]
 
 
@@ -1446,7 +1482,9 @@ names = {"value": "cosine in image space", f"minus {HEADLINE}": "minus discovere
 latent_table.rename(columns=names)
 
 # %% [markdown]
-# The best of several generators, and its sign, are chosen here *with* the angles, in favour of the latent searches.
+# The best of several generators, and its sign, are chosen here *with* the angles, which favours the latent searches. None of
+# them is clearly better than an untrained antisymmetric generator. They are trained briefly, and they see neither
+# pictures nor decoder, whereas the discovery sees both: the comparison shows what this knowledge is worth.
 #
 # ## 8. All ten digits
 # The same with all ten digits, an oracle of ten logits and three autoencoders of twice the latent dimension. The
@@ -1467,10 +1505,10 @@ ten_ink = as_images(ten_pixels["train"][:500]).mean((0, 1)).cpu()
 
 
 # %%
-def discover_ten(number: int) -> SharedMotions:
+def discover_ten(number: int, with_logit: bool = True) -> SharedMotions:
     """The affine motions of one space of ten digits."""
     s, z = ten_spaces[number], ten_spaces[number].shuffled[: CONFIG.discovery]
-    return shared_motions(s.vae, z, logit_slopes(s.oracle, z))
+    return shared_motions(s.vae, z, logit_slopes(s.oracle, z) * float(with_logit))
 
 
 def train_ten_map(number: int, seen: str) -> dict[str, np.ndarray]:
@@ -1483,6 +1521,7 @@ def train_ten_map(number: int, seen: str) -> dict[str, np.ndarray]:
 
 ten_jobs = [(i,) for i in range(len(ten_spaces))]
 ten_found = side_by_side(discover_ten, ten_jobs)
+ten_free = side_by_side(discover_ten, [(i, False) for i in range(len(ten_spaces))])
 ten_motions = [motion_of(m.coefficients[:, 0], ten_ink).closed() for m in ten_found]
 plan = [(i, seen) for seen in ("1 and 2", "all") for i in range(len(ten_spaces))]
 ten_maps = dict(zip(plan, side_by_side(train_ten_map, plan), strict=True))
@@ -1499,7 +1538,7 @@ def digit_scores(digit: int, number: int) -> dict[str, float]:
         model = restored(StepMap(z.shape[-1]), ten_maps[number, seen])
         scores = step_scores(model, z, s.vae)
         row |= {f"R², trained on {seen}": scores["r2"].mean(),
-                f"missed [°], trained on {seen}": np.median(scores["closure"])}  # fmt: skip
+                f"missed [°] (median), trained on {seen}": np.median(scores["closure"])}  # fmt: skip
     x = as_images(images[:, 0])
     start, tangent = s.vae.encode(x), rotation_tangent(s.vae, x)
     g = pointwise(s, start, ten_motions[number].coefficients())
@@ -1516,19 +1555,31 @@ by_digit = rows.groupby("digit").mean()
 held_out = [d for d in range(10) if d not in DIGITS]
 ten_gap = over_spaces([m.residuals[1] - m.residuals[0] for m in ten_found])
 ten_cosine = over_spaces(list(rows["cosine, image space"].groupby("autoencoder").mean()))
-ten_kept = float(np.mean([kept_along(s, as_images(ten_pixels["test"][:400, 0]), m.grids(turns)).mean()
-                          for s, m in zip(ten_spaces, ten_motions, strict=True)]))  # fmt: skip
-print(f"gap of residuals {as_text(ten_gap)}, cosine in image space {as_text(ten_cosine)}, "
-      f"digit kept along the turn {ten_kept:.1%}")  # fmt: skip
+ten_free_gap = over_spaces([m.residuals[1] - m.residuals[0] for m in ten_free])
+upright_tens = as_images(ten_pixels["test"][:400, 0])
+ten_kept = {
+    name: np.mean([kept_along(logits_along(s, upright_tens, g)).mean() for s, g in zip(ten_spaces, grids, strict=True)])
+    for name, grids in (("the motion", [m.grids(turns) for m in ten_motions]), ("true rotation", [rotation_grids] * len(ten_spaces)))
+}  # fmt: skip
+print(f"gap of residuals {as_text(ten_gap)}, without the logit term {as_text(ten_free_gap)}; "
+      f"cosine in image space {as_text(ten_cosine)}\ndigit kept along the turn: "
+      + ", ".join(f"{name} {share:.1%}" for name, share in ten_kept.items()))  # fmt: skip
+for seen in ("1 and 2", "all"):
+    unseen = by_digit.loc[held_out, f"R², trained on {seen}"]
+    print(
+        f"R² of the other eight digits, trained on {seen}: {unseen.min():.2f} to {unseen.max():.2f}"
+    )
 by_digit.round(2)
 
 # %% [markdown]
 # ## 9. Bonus: a rotation-invariant network
 # A classifier averaged over the orbit of a group is invariant, $\bar c(x)=\frac1{12}\sum_kc(T_{k/12}\,x)$, and in training
 # a random element of the group is applied. Here $T$ is the *discovered* closed motion; every training uses that of
-# another autoencoder. The labels are those of upright digits only. Rivals with equal parameters, data and steps: the
-# plain network, augmentation with true rotations by any angle, and averaging over true rotations. Tested at the twelve
-# angles of the data set, and at the twelve between them (15, 45, … degrees), which nothing has seen.
+# another autoencoder. The labels are those of upright digits only (the motion was found with an oracle that had labels at all
+# angles; without it, section 7 finds the same). Rivals with equal parameters, data and steps: the plain network, augmentation
+# with true rotations in steps of 5 degrees, and averaging over true rotations. Averaging costs twelve passes of the network
+# per digit. Tested at the twelve angles of the data set, and at the twelve between them (15, 45, … degrees), which are
+# neither in the data set nor in the average, though the augmentation contains them.
 
 
 # %%
@@ -1667,9 +1718,13 @@ for axis, kind in zip(axes, kinds, strict=True):
         axis.plot(15 * np.arange(24), curve, "osD^"[number] + "-", ms=4, label=arm)
     axis.axhline(0.993, color="grey", ls=":", lw=1)
     low = min(accuracies[kind, "all"].values[arm].mean() for arm in ORBITS[1:])
-    axis.set(xlabel="angle [degrees]", ylim=(2 * low - 1.004, 1.001), title=kind)
+    axis.set(
+        xlabel="angle [degrees]",
+        ylim=(2 * low - 1.004, 1.001),
+        title=f"{kind} (plain: partly below)",
+    )
     axis.set_xticks(range(0, 361, 60))
-axes[0].set(ylabel="accuracy (dotted: the aim)")
+axes[0].set(ylabel="accuracy (dotted: the target)")
 axes[1].legend()
 plt.show()
 pd.DataFrame({
@@ -1677,13 +1732,21 @@ pd.DataFrame({
     for kind in kinds for name in ("twelve", "between")
 })  # fmt: skip
 
+# %%
+rows = {
+    f"{kind}: minus {other}": (*comparison.difference("averaged, discovered", other), comparison.mark("averaged, discovered", other))
+    for kind in kinds for comparison in [accuracies[kind, "all"]] for other in ORBITS[1:3]
+}  # fmt: skip
+pd.DataFrame.from_dict(
+    rows, orient="index", columns=["averaged, discovered", "low", "high", ""]
+).round(4)
+
 # %% [markdown]
 # ## 10. What this run shows
-# The sentences of this notebook that assert something, checked on this run's numbers. A run in which one is false is
-# not published.
+# The main claims of this notebook, checked on this run's numbers. A run in which one is false is not published.
 
 # %%
-closed_kept, true_kept = (np.mean(kept[name], 0) for name in ("closed", "true rotation"))
+closed_kept, true_kept = (np.mean(kept[name], (0, 2)) for name in ("closed", "true rotation"))
 two, ten = accuracies["two digits", "all"], accuracies["ten digits", "all"]
 INVARIANT = "averaged, discovered"
 image, latent = cosine["image"], cosine["latent"]
@@ -1696,14 +1759,14 @@ claims = {
     "the first motion is aligned with rotation": controls["as above"]["rotation"][1] > 0.95,
     "it is found without the logit, too": controls["no logit"]["rotation"][1] > 0.95,
     "an oracle of orientation raises the price of rotation": price["orientation"][1] > price["as above"][2],
-    "and rotation is the first motion even then": controls["orientation"]["rotation"][0] > 0.9,
-    "in upright digits the first motion is not rotation": controls["upright"]["rotation"][2] < controls["as above"]["rotation"][1],
-    "in digits of many sizes scaling comes first": controls["scaled"]["scaling"][0] > 0.9,
+    "and the first motion is near rotation even then": controls["orientation"]["rotation"][0] > 0.9,
+    "in upright digits the first motion is not rotation": controls["upright"]["rotation"][2] < 0.9,
+    "in digits of many sizes it is nearer to scaling than to rotation": controls["scaled"]["scaling"][1] > controls["scaled"]["rotation"][2],
     "with ten digits the gap of residuals is not clear": ten_gap[1] <= 0,
     "but the first motion turns their pictures, too": ten_cosine[1] > 0.9,
-    "closed, the motion returns to within 2 % of the radius": max(closing["the same, closed"]) < 0.02,
+    "closed, the motion returns to within 2 % of the radius": max(closing["closed"]) < 0.02,
     "closed, it keeps the logit's sign better than as discovered": np.mean(kept["closed"]) > np.mean(kept["as discovered"]),
-    "and as well as true rotation, within half a per cent": np.mean(kept["closed"]) > np.mean(kept["true rotation"]) - 0.005,
+    "and as well as true rotation, within half a percentage point": np.mean(kept["closed"]) > np.mean(kept["true rotation"]) - 0.005,
     "the cosine in image space reaches 0.97": image.values[HEADLINE].mean() >= 0.97,
     "that of the 1s exceeds 0.95": ones.values[HEADLINE].mean() > 0.95,
     "pointwise, exact rotation is no better in latent space": not latent.better(BOUND, POINTWISE),
@@ -1711,8 +1774,10 @@ claims = {
     "searches in latent space alone are worse": all(image.better(HEADLINE, arm) for arm in LATENT_ONLY),
     "the supervised map is better than an affine one": of_steps["r2"].better("network"),
     "invariant: better than the plain network": two.better(INVARIANT, "plain") and ten.better(INVARIANT, "plain"),
+    "along it the logit changes hardly more than along true rotation": np.mean(closing["change: closed"]) < 1.1 * np.mean(closing["change: true rotation"]),
     "invariant: two digits above 99 % over all angles": two.values[INVARIANT].mean() > 0.99,
-    "invariant: ten digits miss 99.3 %, with true rotations too": max(ten.values[a].mean() for a in ORBITS) < 0.993,
+    "invariant: two digits as with true rotations": two.mark(INVARIANT, "averaged, true angles") == "=",
+    "invariant: no network reaches 99.3 % with ten digits": max(ten.values[a].mean() for a in ORBITS) < 0.993,
 }  # fmt: skip
 show_claims(claims)
 
@@ -1726,15 +1791,15 @@ def per_cent(interval: tuple) -> str:
 plain_two = two.interval("plain")[0]
 result_rows = {
     "rotation found, cosine in image space": (as_text(image.interval(HEADLINE)), f"latent searches: {max(image.interval(a)[0] for a in LATENT_ONLY):.2f} at most", "0.97"),
-    "the same, of the 1s": (as_text(ones.interval(HEADLINE)), "", "0.95"),
+    "the same, of 1s / 2s": (f"{ones.interval(HEADLINE)[0]:.3f} / {twos.interval(HEADLINE)[0]:.3f}", "", "1s: 0.95"),
     "the same, in latent space": (as_text(latent.interval(HEADLINE)), f"pointwise: {latent.interval(POINTWISE)[0]:.3f}, exact rotation: {latent.interval(BOUND)[0]:.3f}", ""),
     "gap of residuals ρ₂ − ρ₁": (as_text(controls["as above"]["gap"]), f"ten digits: {as_text(ten_gap)}", "> 0"),
-    "logit's sign kept along the whole turn": (f"{min(closed_kept):.3f} at least", f"true rotation: {min(true_kept):.3f}", "0.99"),
-    "supervised map, R² of one step": (as_text(of_steps["r2"].interval("network")), f"affine: {of_steps['r2'].interval('affine')[0]:.3f}", "0.95"),
+    "logit's sign kept, at the worst angle": (f"{min(closed_kept):.3f}", f"true rotation: {min(true_kept):.3f}", "0.99"),
+    "supervised map, R² of one step": (as_text(of_steps["r2"].interval("network"), 4), f"affine: {of_steps['r2'].interval('affine')[0]:.3f}", "0.95"),
     "invariant network, two digits, 24 angles": (per_cent(two.interval(INVARIANT)), f"true rotations: {100 * two.interval('averaged, true angles')[0]:.2f} %, plain: {100 * plain_two:.1f} %", "99.3 %"),
     "invariant network, ten digits, 24 angles": (per_cent(ten.interval(INVARIANT)), f"true rotations: {100 * ten.interval('averaged, true angles')[0]:.2f} %", "99.3 %"),
 }  # fmt: skip
-columns = ["this run", "to compare with", "aim"]
+columns = ["this run", "to compare with", "target"]
 update_results(pd.DataFrame.from_dict(result_rows, orient="index", columns=columns))
 
 # %% [markdown]
@@ -1810,12 +1875,12 @@ metrics = run.save_metrics(
     variants={
         "latent_dimension": latent_dim,
         "controls": {name: {key: list(value) for key, value in c.items()} for name, c in controls.items()},
-        "logit_kept": {name: np.mean(k, 0).tolist() for name, k in kept.items()},
+        "logit_kept": {name: np.mean(k, (0, 2)).tolist() for name, k in kept.items()},
         "flow": {name: list(value) for name, value in of_flow.items()},
         "by_digit": by_digit.to_dict("index"),
     },
     claims={sentence: bool(true) for sentence, true in claims.items()},
-    **complexity(invariant, batches[1][:, None]),
+    **complexity(invariant.requires_grad_(), batches[1][:, None]),  # frozen ones would not count
 )  # fmt: skip
 
 # %% [markdown]
@@ -1823,27 +1888,31 @@ metrics = run.save_metrics(
 # **What the ansatz does.** A flow that preserves one logit has $d-1$ free directions at every point, so most symmetries of
 # an oracle are not symmetries of anything else. Asking for *one* motion of the plane for all pictures leaves six numbers.
 # That is a strong assumption, and it makes the discovery simple: a symmetry that does not act on the plane, such as a
-# change of style, would not be found this way. Roman et al. assume less, and find less of rotation.
+# change of style, would not be found this way. The losses of Roman et al. assume less; our short version of them did not
+# single out rotation.
 #
-# **What the trace was.** The digits vary in size as well as in angle, so a little growth or shrinkage costs the residual
-# almost nothing, and the motion of smallest residual is a slow spiral. Over one turn that adds up, and some digits lose
+# **Why the spiral.** The residual of the spiral is hardly below that of exact rotation, so a little shrinkage costs next to
+# nothing; why all autoencoders prefer shrinkage to growth we do not know. Over one turn it adds up, and some digits lose
 # their class. A closed orbit cures this without any knowledge of angles.
 #
-# **Where to measure.** The cosine in latent space depends on directions that no picture shows. A generator obtained by
+# **Where to measure.** The cosine in latent space depends on directions that pictures show weakly. A generator obtained by
 # inverting the decoder cannot know what the encoder does there, and exact rotation fares no better. The chart learns from
 # encoded pictures and need not invert anything. What counts is the picture.
 #
-# **What the logit is worth here.** Oracle and ansatz overlap: whatever turns all digits alike without leaving the manifold
-# of digits hardly changes their class. With the logit of an orientation the residual of rotation rises, but it remains
-# the first motion: one forbidden direction of the latent space raises the price of a motion and does not veto it.
+# **What the logit is worth here.** Whatever turns all digits alike without leaving the manifold of digits hardly changes
+# their class, so oracle and ansatz overlap. With the logit of an orientation the residual of rotation rises, but rotation
+# remains the first motion: one forbidden direction of the latent space raises the price of a motion and does not veto it.
+# So the method ranks motions; that the best one preserves the logit is then measured and not enforced. Even exact rotation
+# leaves a part of the change unexplained, because the decoder's pictures are only nearly closed under rotation.
+#
+# **Ten digits.** The gap of the residuals is not clear over the autoencoders that we trained, so by our own rule rotation is
+# not discovered there. Their latent space has twice the dimension, which may be one reason; we did not vary it. The network
+# averaged over the motion found there is not fully invariant, as the figure shows, where averaging over true rotations is
+# flat. Both miss the target. A 6 turned by 180 degrees looks like a 9; how much of the loss this is was not measured.
 #
 # **Limits.** The autoencoders have seen all twelve angles; from upright digits no rotation can be discovered, and none is.
 # The direction of a turn is a convention. The twelve angles of the data set are interpolated, which is a faint fingerprint
-# of the angle that any network could use. With ten digits rotation is not a symmetry in the strict sense: a 6 turned by
-# 180 degrees is a 9, and the digit that the oracle sees changes along the turn. So the residual of the first motion is
-# hardly below that of the second, and by our own rule rotation is not discovered there, although the motion found turns the
-# pictures well. The same bounds every invariant classifier trained on upright labels; ours, small and trained briefly,
-# stay below this bound.
+# of the angle that any network could use. The latent searches could be trained for longer.
 #
 # **References.** A. Roman et al., *Oracle-preserving latent flows*, arXiv:2302.00806. A. Gabel, R. Quax, E. Gavves,
 # *Type-II neural symmetry detection with Lie theory*, Sci. Rep. 15 (2025) 33500. J. Yang et al., *Latent space symmetry
