@@ -139,10 +139,10 @@ CONFIGS = {
         tested=60, ten_tested=60, ten=100,
     ),
     "quick": Config(
-        autoencoder=Schedule(450, 64), control=Schedule(250, 64), scan=Schedule(50, 64), small=Schedule(150),
-        flows=Schedule(60), classifier=Schedule(120), ten_classifier=Schedule(150),
-        seeds=(0, 1, 2), repeats=(0, 1), dimensions=(8, 10), discovery=200, pairs=5_000,
-        scored=60, tested=100, ten_tested=100, ten=1_000,
+        autoencoder=Schedule(400, 64), control=Schedule(200, 64), scan=Schedule(40, 64), small=Schedule(120),
+        flows=Schedule(40), classifier=Schedule(100), ten_classifier=Schedule(100),
+        seeds=(0, 1, 2), repeats=(0, 1), dimensions=(8, 10), discovery=150, pairs=3_000,
+        scored=60, tested=80, ten_tested=80, ten=700,
     ),
     "standard": Config(
         autoencoder=Schedule(2000), control=Schedule(1500, 64), scan=Schedule(800, 64),
