@@ -97,9 +97,7 @@ def motion_2j(*_: object) -> nn.Module:
 BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("common_task1", "*"): lambda task, card: task.build_model(card["arm"]),
     ("task2a_higgs_transformer", "*"): lambda task, card: task.build(card["arm"]),
-    ("task2b_superres_gan", "*"): (
-        lambda task, card: task.Generator(deterministic=card["arm"] == "expectation")
-    ),
+    ("task2b_superres_gan", "*"): lambda task, card: task.build(card["arm"]),
     ("task2c_sparse_vae", "autoencoder*"): vae_2c,
     ("task2c_sparse_vae", "*"): classifier_2c,
     ("task2d_diffusion", "codec*"): codec_2d,
