@@ -905,9 +905,7 @@ class Opponent:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
-        self.judge.requires_grad_(
-            False
-        )  # the generator's gradients pass through and change nothing
+        self.judge.requires_grad_(False)  # the generator's gradients pass it and change nothing
         return loss.item()
 
     def generator_loss(self, low: torch.Tensor, high: torch.Tensor, drawn: tuple) -> torch.Tensor:
@@ -932,26 +930,21 @@ class Opponent:
 # %%
 def train(job: Job, network: nn.Module, rows: np.ndarray) -> pd.DataFrame:
     """Train ``network`` in place on jets ``rows``; the history. The best validation is kept."""
-    accelerator = make_accelerator()
+    accelerator, check = make_accelerator(), splits.validation[:100]
     size = min(CONFIG.batch_size, len(rows) // accelerator.num_processes)
     steps = job.passes * (len(rows) // (size * accelerator.num_processes))
     network = network.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), job.rate, weight_decay=1e-4, betas=(0.9, 0.98)
-    )
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, job.rate, total_steps=steps, pct_start=0.1
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), job.rate, (0.9, 0.98), weight_decay=1e-4)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.rate, steps, pct_start=0.1)
     opponent = Opponent(accelerator) if job.weight else None
-    fit = Training(run.directory / "state" / job.name, OnePass(network, pass_of), optimizer, cycle,
-                   accelerator, ema_decay=0.995, higher_is_better=False)  # fmt: skip
     few = max(1, size // 4) if opponent else 0  # jets of a step of the discriminator
+    folder, step = run.directory / "state" / job.name, OnePass(network, pass_of)
+    fit = Training(folder, step, optimizer, cycle, accelerator, ema_decay=0.995, higher_is_better=False)  # fmt: skip
     for number in fit.epochs(job.passes):
         torch.manual_seed(torch_generator(job.seed, number).initial_seed())  # noise of this pass
-        history = (
-            {"before": opponent.prepare(network, rows, job.seed)} if opponent and not number else {}
-        )
-        losses = []
+        line, losses = {}, []
+        if opponent and number == 0:
+            line["before"] = opponent.prepare(network, rows, job.seed)
         for batch in fit.batches(rows, size, job.seed):
             low, high = dataset.pair(batch, fit.device)
             if opponent:
@@ -965,17 +958,13 @@ def train(job: Job, network: nn.Module, rows: np.ndarray) -> pd.DataFrame:
                 losses[-1] += [judged, adversarial.item()]
             fit.backward(loss)
             fit.step()
-        names = ("train_loss", "discriminator_loss", "generator_loss")
-        history |= dict(zip(names, np.mean(losses, 0), strict=False))
-        averaged = fit.averaged.network
-        history["validation_loss"] = validation_loss(averaged)
-        score = history["validation_loss"]
+        averaged, names = fit.averaged.network, ("train_loss", "discriminator_loss", "generator_loss")  # fmt: skip
+        line |= dict(zip(names, np.mean(losses, 0), strict=False))
+        line["validation_loss"] = score = validation_loss(averaged)
         if opponent:
-            history["told"] = told_apart(
-                opponent.judge, averaged, splits.validation[:100], fit.device
-            )
+            line["told"] = told_apart(opponent.judge, averaged, check, fit.device)
             score = quick_auc(averaged)
-        fit.record(score, **history)
+        fit.record(score, **line)
     return pd.DataFrame(fit.history)
 
 
@@ -1004,9 +993,7 @@ def image_patches(images: torch.Tensor, low: torch.Tensor, seed: int) -> tuple[n
     order = np.random.default_rng(seed).permutation(len(jet))
     chosen = torch.as_tensor(np.sort(order[: CONFIG.judged * len(low)]))
     jet, cell = jet[chosen], cell[chosen]
-    planes = (
-        signed_log(to_blocks(images.cpu())).flatten(2).permute(0, 2, 1).unflatten(2, (LOW, LOW))
-    )
+    planes = signed_log(to_blocks(images.cpu())).flatten(2).permute(0, 2, 1).unflatten(2, (LOW, LOW))  # fmt: skip
     place = torch.stack([cell // LOW % 5, cell % LOW % 5], 1)
     values = windows(planes, jet, cell, 1).flatten(1)  # (k, 12 x 9)
     return torch.cat([values, place], 1).numpy(), jet.numpy()
@@ -1018,9 +1005,7 @@ def drawn_by(network: nn.Module, seed: int) -> Callable:
     device = next(network.parameters(), torch.zeros(0)).device
 
     def make(low: torch.Tensor, number: int) -> torch.Tensor:
-        noise = torch.randn(
-            len(low), network.noise, LOW, LOW, generator=torch_generator(seed, number)
-        )
+        noise = torch.randn(len(low), network.noise, LOW, LOW, generator=torch_generator(seed, number))  # fmt: skip
         return network(low.to(device), noise.to(device)).cpu()
 
     return make
@@ -1091,9 +1076,8 @@ def cnn_judge(x: np.ndarray, label: np.ndarray, stop: np.ndarray, passes: int = 
             loss.backward()
             optimizer.step()
             cycle.step()
-        missed = F.binary_cross_entropy_with_logits(
-            torch.as_tensor(cnn_scores(network, x[stop])), target[stop]
-        )
+        scores = torch.as_tensor(cnn_scores(network, x[stop]))
+        missed = F.binary_cross_entropy_with_logits(scores, target[stop])
         if missed < best[0]:
             best = missed.item(), {k: v.clone() for k, v in network.state_dict().items()}
     network.load_state_dict(best[1])
@@ -1109,26 +1093,18 @@ def cnn_scores(network: nn.Module, x: np.ndarray | torch.Tensor) -> np.ndarray:
 # %%
 def judged(name: str, real: np.ndarray, fake: np.ndarray, jet: np.ndarray) -> dict[str, np.ndarray]:
     """Scores of both judges on the patches of the second half of the jets, true ones first, and their jets; kept."""
-    digest = joblib.hash((real, fake))
-    file = run.directory / "state" / f"judged-{name}-{digest[:12]}.joblib"
+    file = run.directory / "state" / f"judged-{name}-{joblib.hash((real, fake))[:12]}.joblib"
     if not file.exists():
-        x, label = np.concatenate([real, fake]), np.repeat([0, 1], len(real))
-        number = np.tile(jet, 2)
+        x, label, number = np.concatenate([real, fake]), np.repeat([0, 1], len(real)), np.tile(jet, 2)  # fmt: skip
         learn = number < (jet.max() + 1) // 2
-        stop = number[learn] % 6 == 0  # one jet in six settles when to stop
-        order = np.random.default_rng(0).permutation(np.flatnonzero(~stop))
-        one, rest, seen_last = (
-            (x[learn], label[learn]),
-            (x[learn][stop], label[learn][stop]),
-            x[~learn],
-        )
-        trees = tuned_trees(one[0][order], one[1][order], *rest, tuning_events=20_000).model
-        network = cnn_judge(*one, stop)
+        stop = learn & (number % 6 == 0)  # one jet in six settles when to stop
+        order = np.random.default_rng(0).permutation(np.flatnonzero(learn & ~stop))
+        trees = tuned_trees(x[order], label[order], x[stop], label[stop], tuning_events=20_000)
         scores = {
-            "trees": trees.decision_function(seen_last),
-            "CNN": cnn_scores(network, seen_last),
+            "trees": trees.model.decision_function(x[~learn]),
+            "CNN": cnn_scores(cnn_judge(x[learn], label[learn], stop[learn]), x[~learn]),
+            "jet": number[~learn],
         }
-        scores["jet"] = number[~learn]
         with atomic_path(file) as temporary:
             joblib.dump(scores, temporary)
     return joblib.load(file)
@@ -1201,13 +1177,8 @@ def run_jobs(jobs: list[Job]) -> None:
 
 
 # %%
-run_jobs(
-    [
-        job_of(arm, seed)
-        for arm in ("start", "independent", "flow", "srresnet")
-        for seed in CONFIG.seeds
-    ]
-)
+FIRST = ("start", "independent", "flow", "srresnet")
+run_jobs([job_of(arm, seed) for arm in FIRST for seed in CONFIG.seeds])
 
 # %% [markdown]
 # **The weight** of the adversarial term is chosen on validation jets: small trees learn to tell the patches of half of them and are
@@ -1476,43 +1447,28 @@ def details(runs: list[Measured]) -> dict[str, dict[str, float]]:
             made = [m.observables[column].to_numpy() for m in runs]
             entries[f"{title}_{name}"] = ratio_of_sums(made, true.observables[column].to_numpy())
         centre = [f"{name}_eta", f"{name}_phi"]
-        off = [
-            np.hypot(*(m.observables[centre] - true.observables[centre]).to_numpy().T) for m in runs
-        ]
-        entries[f"centre_error_{name}"] = ratio_of_sums(off, ones)
+        off = [(m.observables[centre] - true.observables[centre]).to_numpy() for m in runs]
+        entries[f"centre_error_{name}"] = ratio_of_sums([np.hypot(*x.T) for x in off], ones)
     for k, name in enumerate(("psnr", "ssim")):
-        entries[name] = ratio_of_sums(
-            [m.similarity[k] for m in runs], np.ones(true.similarity.shape[1])
-        )
+        values = [m.similarity[k] for m in runs]
+        entries[name] = ratio_of_sums(values, np.ones_like(values[0]))
     masses = [m.observables["mass"].to_numpy() for m in runs]
     entries["mass_response"] = ratio_of_sums(masses, true.observables["mass"].to_numpy())
     entries["impossible"] = ratio_of_sums([m.impossible.sum(1) for m in runs], ones / 1000)
     return entries
 
 
-full = dict(
-    zip(
-        measured,
-        side_by_side(lambda arm: details(measured[arm]), [(a,) for a in measured]),
-        strict=True,
-    )
-)
-distances = dict(
-    zip(
-        measured,
-        side_by_side(lambda arm: fpd_entry(measured[arm]), [(a,) for a in measured]),
-        strict=True,
-    )
-)
+arms = [(arm,) for arm in measured]
+full = dict(zip(measured, side_by_side(lambda arm: details(measured[arm]), arms), strict=True))
+distances = dict(zip(measured, side_by_side(lambda arm: fpd_entry(measured[arm]), arms), strict=True))  # fmt: skip
 
 # %%
 rows = {}
 for arm in LABELS:
-    ratios = [
-        [full[arm][f"{what}_{n}"]["value"] for n in NAMES]
-        for what in ("energy_response", "occupancy")
-    ]
-    worst = [max(values, key=lambda v: abs(v - 1)) for values in ratios]
+    worst = []
+    for what in ("energy_response", "occupancy"):
+        ratios = [full[arm][f"{what}_{n}"]["value"] for n in NAMES]
+        worst.append(max(ratios, key=lambda ratio: abs(ratio - 1)))
     rows[LABELS[arm]] = [f"{full[arm]['impossible']['value']:,.0f}", *(f"{v:.4g}" for v in worst),
                          f"{np.mean([m.correlation for m in measured[arm]]):.3f}", format_entry(distances[arm])]  # fmt: skip
 columns = ["impossible", "energy", "hits", "correlation", "FPD"]
@@ -1524,22 +1480,14 @@ display(pd.DataFrame.from_dict(rows, orient="index", columns=columns))
 # %%
 SHOWN = ("gan", "independent", "flow", "table", "esrgan", "uniform")
 fig, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharey=True)
-pictures = [
-    ("spectrum", np.sqrt(SPECTRUM[1:] * SPECTRUM[:-1])),
-    ("radial", (RINGS[1:] + RINGS[:-1]) / 2),
-]
-for line, (what, x) in zip(axes, pictures, strict=True):
+centres = {"spectrum": np.sqrt(SPECTRUM[1:] * SPECTRUM[:-1]), "radial": (RINGS[1:] + RINGS[:-1]) / 2}  # fmt: skip
+for line, (what, x) in zip(axes, centres.items(), strict=True):
     for c, axis in enumerate(line):
         reference = getattr(true, what)[c]
         good = reference > (100 if what == "spectrum" else 0)
         for arm in SHOWN:
-            made = np.mean([getattr(m, what)[c] for m in measured[arm]], 0)
-            axis.plot(
-                x[good],
-                made[good] / reference[good],
-                label=LABELS[arm],
-                lw=2.2 if arm == "gan" else 1.2,
-            )
+            ratio = np.mean([getattr(m, what)[c][good] for m in measured[arm]], 0) / reference[good]
+            axis.plot(x[good], ratio, label=LABELS[arm], lw=2.2 if arm == "gan" else 1.2)
         axis.set(title=CHANNELS[c] if what == "spectrum" else "", ylim=(0.6, 1.4))
         axis.set_xscale("log" if what == "spectrum" else "linear")
         axis.set_xlabel("GeV in a pixel" if what == "spectrum" else "pixels from the middle")
@@ -1547,12 +1495,19 @@ axes[0, 0].set_ylabel("pixels / true")
 axes[1, 0].set_ylabel("energy / true")
 axes[1, 2].legend(fontsize=7, ncol=2)
 plt.show()
-powers = {LABELS[arm]: [f"{np.mean([separation_power(getattr(m, what)[c], getattr(true, what)[c]) for m in measured[arm]]):.1e}"
-                        for what in ("spectrum", "radial") for c in range(3)] for arm in SHOWN}  # fmt: skip
+
+# %% [markdown]
+# The same as separation power, 0 for equal histograms and 1 for disjoint ones.
+
+# %%
+powers = {}
+for arm in SHOWN:
+    pairs = [(what, c) for what in centres for c in range(3)]
+    values = [[separation_power(getattr(m, what)[c], getattr(true, what)[c]) for m in measured[arm]]
+              for what, c in pairs]  # fmt: skip
+    powers[LABELS[arm]] = [f"{np.mean(value):.1e}" for value in values]
 columns = [f"{what}, {c}" for what in ("pixels", "profile") for c in CHANNELS]
-display(
-    pd.DataFrame.from_dict(powers, orient="index", columns=columns).rename_axis("separation power")
-)
+display(pd.DataFrame.from_dict(powers, orient="index", columns=columns))
 
 # %% [markdown]
 # **Where are the tracks?** Mean distance of the $p_T$-weighted centre of a cell's tracks from the true one, in pixels. A blind
@@ -1569,20 +1524,11 @@ def mean_score(_: np.ndarray, score: np.ndarray, weight: np.ndarray | None = Non
 rows = np.array_split(test, 1 + len(test) // 100)
 counts = np.concatenate([(dataset.pair(part)[0][:, 0] > 0).sum((1, 2)).numpy() for part in rows])
 tracked = {"blind draw": true.track_errors[:, 1]}
-tracked |= {
-    arm: [m.track_errors[:, 0] for m in measured[arm]]
-    for arm in ("gan", "likelihood", "flow", "table", "uniform")
-}
+for arm in ("gan", "likelihood", "flow", "table", "uniform"):
+    tracked[arm] = [m.track_errors[:, 0] for m in measured[arm]]
 track_jet = np.repeat(np.arange(len(test)), counts)
-tracks = Comparison(
-    mean_score,
-    np.zeros(len(track_jet)),
-    tracked,
-    "blind draw",
-    higher_is_better=False,
-    n_resamples=200,
-    groups=track_jet,
-)
+nothing = np.zeros(len(track_jet))
+tracks = Comparison(mean_score, nothing, tracked, "blind draw", higher_is_better=False, groups=track_jet)  # fmt: skip
 display(tracks.table(3).rename(index=LABELS).rename_axis("track error [pixels]"))
 
 # %% [markdown]
@@ -1622,9 +1568,7 @@ def tagger(make: Callable | None) -> HistGradientBoostingClassifier:
 
 others = [drawn_by(network, 100 + seed) for seed, network in enumerate(networks["gan"])]
 taggers = side_by_side(tagger, [(make,) for make in (None, *makers["nearest"], *others)])
-columns = {
-    arm: [m.observables.to_numpy() for m in measured[arm]] for arm in ("truth", "nearest", "gan")
-}
+columns = {a: [m.observables.to_numpy() for m in measured[a]] for a in ("truth", "nearest", "gan")}
 tags = {
     "high": taggers[0].predict_proba(columns["truth"][0])[:, 1],
     "low": taggers[1].predict_proba(columns["nearest"][0])[:, 1],
@@ -1666,17 +1610,12 @@ print(f"cells that change: {moved:.1%}; pairs that change together, over chance:
 # published.
 
 # %%
-harder, aims = comparison.better, comparison.interval("gan")
-zero = all(
-    m.impossible.sum() == 0
-    for arm in ("gan", "likelihood", "independent", "flow", "table")
-    for m in measured[arm]
-)
+harder = comparison.better
+SHARED = ("gan", "likelihood", "independent", "flow", "table")  # arms that share cells out
+counted = sum(m.impossible.sum() for arm in SHARED for m in measured[arm])
 claims = {
-    "nothing impossible in images that are shared out cell by cell": zero,
-    "neighbours conditioned on each other are harder to tell than independent cells": harder(
-        "likelihood", "independent"
-    ),
+    "nothing impossible in images that are shared out cell by cell": counted == 0,
+    "cells that know each other are harder to tell": harder("likelihood", "independent"),
     "harder to tell than the conditional flow": harder("gan", "flow"),
     "harder to tell than the table of training cells": harder("gan", "table"),
     "harder to tell than image networks": harder("gan", "esrgan") and harder("gan", "srresnet"),
@@ -1687,33 +1626,12 @@ claims = {
 show_claims(claims)
 
 # %%
-order = sorted(
-    (a for a in LABELS if a not in ("nearest", "bicubic", "srresnet")),
-    key=lambda a: comparison.values[a].mean(),
-)
-rows = {}
-for arm in order:
-    value, low, high = comparison.interval(arm)
-    d = comparison.difference(arm)
-    minus = (
-        "reference"
-        if arm == "likelihood"
-        else f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}] {comparison.mark(arm)}"
-    )
-    counted = f"{full[arm]['impossible']['value']:,.0f}"
-    rows[LABELS[arm]] = [
-        f"{value:.4f} [{low:.4f}, {high:.4f}]",
-        minus,
-        format_entry(distances[arm]),
-        counted,
-    ]
-columns = [
-    "two-sample AUC of patches (0.5: perfect)",
-    "minus likelihood alone",
-    "FPD",
-    "impossible per 1,000 jets",
-]
-update_results(pd.DataFrame.from_dict(rows, orient="index", columns=columns))
+COLUMNS = ["patch AUC (0.5: perfect)", "minus likelihood alone", "FPD", "impossible a thousand jets"]  # fmt: skip
+frame = comparison.table().drop(index=["nearest", "bicubic", "srresnet"])
+frame.insert(3, "fpd", [format_entry(distances[arm]) for arm in frame.index])
+frame.insert(4, "impossible", [f"{full[arm]['impossible']['value']:,.0f}" for arm in frame.index])
+frame = frame.drop(columns="spread of trainings").set_axis(COLUMNS, axis=1)
+update_results(frame.rename(index=LABELS).rename_axis("images"))
 
 # %% [markdown]
 # ## 8. Speed, weights and metrics
@@ -1736,15 +1654,11 @@ def milliseconds(make: Callable, jets: int, seconds: float) -> float:
 
 threads, seconds = torch.get_num_threads(), 0.05 if PROFILE == "smoke" else 0.3
 torch.set_num_threads(1)
-speeds = {
-    arm: [milliseconds(makers[arm][0], n, seconds) for n in (1, 32)]
-    for arm in ("gan", "independent", "esrgan", "bicubic")
-}
+timed = ("gan", "independent", "esrgan", "bicubic")
+speeds = {arm: [milliseconds(makers[arm][0], n, seconds) for n in (1, 32)] for arm in timed}
 torch.set_num_threads(threads)
-frame = pd.DataFrame.from_dict(speeds, orient="index", columns=["1 jet", "32 jets"]).rename(
-    index=LABELS
-)
-display(frame.round(2))
+frame = pd.DataFrame.from_dict(speeds, orient="index", columns=["1 jet", "32 jets"])
+display(frame.rename(index=LABELS).round(2))
 
 # %% [markdown]
 # The ONNX graph takes raw `X_jets_LR` (batch, 3, 64, 64) and noise (batch, 12, 64, 64), standard normal numbers, and gives
@@ -1759,22 +1673,15 @@ batches = []
 for n in (2, 1, 7):
     noise = torch.randn(n, Generator.noise, LOW, LOW, generator=torch_generator(0, n))
     batches.append((dataset.pair(splits.validation[:n])[0], noise))
-for name, network in {
-    run.task: networks["gan"][0],
-    "likelihood": networks["likelihood"][0],
-}.items():
-    path = run.directory / f"{name}.onnx"
+for name, arm in ((run.task, "gan"), ("likelihood", "likelihood")):
+    path, network = run.directory / f"{name}.onnx", networks[arm][0]
     export_onnx(network, batches[0], path, ["X_jets_LR", "noise"], ["X_jets"], about)
-    print(
-        f"{path.name}: differs from PyTorch by at most {check_parity(network, path, batches, 0.05):.1e} GeV"
-    )
+    off = check_parity(network, path, batches, tolerance=0.05)
+    print(f"{path.name}: differs from PyTorch by at most {off:.1e} GeV")
 for arm in ARMS:
     for seed, network in zip(CONFIG.seeds, networks[arm], strict=True):
-        save_weights(
-            run.directory / f"{arm}_seed{seed}.safetensors",
-            network,
-            card | {"arm": arm, "seed": seed},
-        )
+        path = run.directory / f"{arm}_seed{seed}.safetensors"
+        save_weights(path, network, card | {"arm": arm, "seed": seed})
 
 
 # %%
