@@ -234,31 +234,29 @@ print(
 # **Only active cells.** The network works on the list of cells with tracks or ECAL energy and sees for each the $7\times7$
 # cells around it in all channels: a convolutional network that is evaluated where there is something to share out.
 #
-# **Cells see each other.** Given the low resolution, neighbouring cells are not independent: one shower fills both. So cells
-# are drawn in four colours of a checkerboard. The first colour knows the low resolution only; each further one also
-# knows the pixels already drawn in the eight cells around it. The product of these conditional probabilities is
-# a joint density of all pixels, and exact:
-# $$p(x\,|\,\ell)=\prod_{k=1}^{4}\;\prod_{i\in\text{colour }k}p\bigl(x_i\,|\,\ell,\;x_j:\,j\text{ beside }i,\ \text{colour}(j)<k\bigr).$$
+# **Cells see each other.** Given the low resolution, neighbouring cells are not independent: one shower fills both, and a high
+# hit makes all pixels within two of it be read out. So cells are drawn in turns: first peaks, whose ECAL energy is higher
+# than that of the eight cells around; then other cells that may hold a high hit, in four colours of a checkerboard; then
+# the rest in four colours. In each turn a cell knows the pixels that were drawn around it before. The product of these
+# conditional probabilities is a joint density of all pixels, and exact:
+# $$p(x\,|\,\ell)=\prod_{k=0}^{8}\;\prod_{i\in\text{turn }k}p\bigl(x_i\,|\,\ell,\;x_j:\,j\text{ beside }i,\ \text{turn}(j)<k\bigr).$$
 
 # %%
 ECAL_SCALE = 0.05  # GeV, about the noise of a crystal
 REACH = 3  # low-resolution cells on each side that a network sees
 WINDOW = (2 * REACH + 1) ** 2
 INSIDE = FRAME.any(1)  # (4096,): the last row and column of cells have no pixel
-ORDER = torch.tensor([[0, 2], [3, 1]])  # colour by row and column modulo 2
-COLOUR = ORDER.repeat(LOW // 2, LOW // 2).flatten()  # (4096,)
+COLOUR = torch.tensor([[0, 2], [3, 1]]).repeat(LOW // 2, LOW // 2)  # (64, 64)
+HOT = 0.5  # GeV of a cell: below, none of its pixels has the surroundings read out
+TURNS = 9
 
 
-def drawn_before() -> torch.Tensor:
-    """Of a colour: 1 for those of the 3 x 3 cells around that are drawn before, (4, 9)."""
-    table, beside = torch.zeros(4, 9), (-1, 0, 1)
-    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):  # row and column modulo 2
-        colours = torch.stack([ORDER[(a + da) % 2, (b + db) % 2] for da in beside for db in beside])
-        table[ORDER[a, b]] = (colours < ORDER[a, b]).float()
-    return table
-
-
-EARLIER = drawn_before()
+def turns(low: torch.Tensor) -> torch.Tensor:
+    """When each cell is drawn, (B, 64, 64): 0 for peaks, 1 to 4 for hot cells, 5 to 8 for others."""
+    ecal = low[:, 1:2]
+    peak = (ecal > 0) & (ecal == F.max_pool2d(ecal, 3, 1, 1))
+    turn = 1 + COLOUR.to(low.device) + torch.where(4 * ecal < HOT, 4, 0)
+    return torch.where(peak, 0, turn)[:, 0]
 
 
 def signed_log(x: torch.Tensor) -> torch.Tensor:
@@ -465,8 +463,9 @@ class CellNetwork(CellByCell):
         super().__init__()
         self.components, self.coloured = 6, coloured
         self.register_buffer("cut", torch.tensor(float(cut)))
+        inputs = FEATURES + 9 * 17 + 4
         hidden = [layer for _ in range(2) for layer in (nn.Linear(width, width), nn.SiLU())]
-        self.body = nn.Sequential(nn.Linear(FEATURES + 9 * 17, width), nn.SiLU(), *hidden)
+        self.body = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), *hidden)
         self.latent = nn.Linear(2 * 9, width, bias=False) if latent else None
         if latent:
             nn.init.normal_(self.latent.weight, std=0.05)
@@ -480,9 +479,13 @@ class CellNetwork(CellByCell):
 
     def hidden(self, low: torch.Tensor, values: torch.Tensor, noise: torch.Tensor | None, jet: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:  # fmt: skip
         """Hidden features (n, width) of cells; ``values`` (n, 9, 16) are pixels around them, as `seen`."""
-        earlier = self.coloured * EARLIER.to(low)[COLOUR.to(low.device)[cell]]  # (n, 9)
-        known = (values * earlier.unsqueeze(2)).flatten(1)
-        h = self.body[0](torch.cat([cell_features(low, jet, cell), known, earlier], 1))
+        turn = windows(turns(low).unsqueeze(1), jet, cell, 1)[:, 0]  # (n, 9)
+        earlier = self.coloured * (turn < turn[:, 4:5]).to(low)
+        known = values * earlier.unsqueeze(2)
+        ecal = known[..., 4:8].view(-1, 3, 3, 2, 2).transpose(2, 3).reshape(-1, 1, 6, 6)
+        highest = F.max_pool2d(ecal, 5, 1).flatten(1)  # drawn around each of the four pixels
+        inputs = [cell_features(low, jet, cell), known.flatten(1), earlier, highest]
+        h = self.body[0](torch.cat(inputs, 1))
         if self.latent is not None and noise is not None:
             h = h + self.latent(windows(noise[:, :2], jet, cell, 1).flatten(1))
         return self.body[1:](h)
@@ -503,7 +506,7 @@ class CellNetwork(CellByCell):
 
 
 # %% [markdown]
-# **Drawing**, colour by colour. A contrast's mean depends on the contrasts before it, linearly: correlated normals.
+# **Drawing**, turn by turn. A contrast's mean depends on the contrasts before it, linearly: correlated normals.
 
 
 # %%
@@ -513,11 +516,11 @@ class Drawing(CellNetwork):
     def draw(self, low: torch.Tensor, noise: torch.Tensor, jet: torch.Tensor, cell: torch.Tensor) -> tuple:  # fmt: skip
         energy = 4 * low[:, :2].flatten(2)[jet, :, cell]  # (n, 2)
         own, index = noise.flatten(2)[jet, :, cell], around(jet, cell, len(low))
-        colour = COLOUR.to(low.device)[cell] * self.coloured
+        turn = turns(low).flatten(1)[jet, cell] * self.coloured
         pixels = energy.new_zeros(len(cell), 2, 4)
         hits = pixels.clone()
-        for turn in range(4 if self.coloured else 1):
-            now = (colour == turn).nonzero()[:, 0]
+        for number in range(TURNS if self.coloured else 1):
+            now = (turn == number).nonzero()[:, 0]
             values = seen(pixels, hits)[index[now]]  # (m, 9, 16)
             h = self.hidden(low, values, noise, jet[now], cell[now])
             x, hit = self.draw_cells(h, energy[now], own[now, 2:], cell[now])

@@ -175,16 +175,24 @@ def test_cells_around_are_found_in_the_list(notebook):
             assert index[n, k] == (place.get(key, len(cell)) if inside else len(cell))
 
 
-def test_no_cell_knows_a_neighbour_of_its_own_colour(notebook):
-    colour = notebook.COLOUR.view(64, 64)
-    known = np.zeros(4)
+def test_peaks_come_first_and_colours_never_touch(notebook):
+    low = torch.zeros(1, 3, 64, 64)
+    low[0, 1, 20, 20], low[0, 1, 20, 21], low[0, 1, 40, 40] = 3.0, 2.0, -1.0
+    turn = notebook.turns(low)[0]
+    assert (turn == 0).nonzero().tolist() == [[20, 20]]
+    low, _ = notebook.dataset.pair(np.arange(10))
+    for one, ecal in zip(notebook.turns(low), low[:, 1], strict=True):
+        for row, column in product(range(1, 63), repeat=2):
+            beside = ecal[row - 1 : row + 2, column - 1 : column + 2]
+            peak = ecal[row, column] > 0 and ecal[row, column] == beside.max()
+            hot = 4 * ecal[row, column] >= notebook.HOT
+            later = 1 if hot else 5
+            expected = 0 if peak else later + [[0, 2], [3, 1]][row % 2][column % 2]
+            assert one[row, column] == expected
+    colour = notebook.COLOUR
     for row, column in product((10, 11), repeat=2):
-        beside = colour[row - 1 : row + 2, column - 1 : column + 2].flatten()
-        earlier = notebook.EARLIER[colour[row, column]]
+        beside = colour[row - 1 : row + 2, column - 1 : column + 2]
         assert (beside == colour[row, column]).sum() == 1  # itself
-        assert torch.equal(earlier, (beside < colour[row, column]).float())
-        known[colour[row, column]] = earlier.sum()
-    assert known.tolist() == [0, 4, 4, 8]
 
 
 # Constraints ---------------------------------------------------------------------------------
@@ -298,26 +306,52 @@ def pad_false(x):
 def test_a_cell_depends_on_drawn_neighbours_only(notebook):
     network = random_network(notebook, "likelihood")
     low, jet, cell, truth, _ = cells_of(notebook, np.arange(4))
-    index, colour = notebook.around(jet, cell, len(low)), notebook.COLOUR[cell]
+    index, turn = notebook.around(jet, cell, len(low)), notebook.turns(low).flatten(1)[jet, cell]
     values = notebook.seen(truth, (truth != 0).float())
     changed = values.clone()
-    moved = torch.arange(len(cell))[colour == 2]
-    changed[moved] += 1.0  # pixels of the third colour
+    moved = torch.arange(len(cell))[turn == 7]
+    changed[moved] += 1.0  # pixels of the last turn but one
     with torch.no_grad():
         before, after = (network.hidden(low, v[index], None, jet, cell) for v in (values, changed))
     differs = (before - after).abs().amax(1) > 1e-6
-    has_moved = torch.isin(index, moved).any(1)
-    assert torch.equal(differs, has_moved & (colour == 3))
+    assert torch.equal(differs, torch.isin(index, moved).any(1) & (turn == 8))
     alone = random_network(notebook, "independent")
     with torch.no_grad():
         before, after = (alone.hidden(low, v[index], None, jet, cell) for v in (values, changed))
     assert torch.equal(before, after)
 
 
+def test_the_highest_drawn_pixel_is_found_in_the_readout_window(notebook):
+    network = random_network(notebook, "likelihood")
+    with torch.no_grad():  # the first feature is the window's maximum around the first pixel
+        network.body[0].weight.zero_()
+        network.body[0].bias.zero_()
+        network.body[0].weight[:4, -4:] = torch.eye(4)
+    low, jet, cell, truth, _ = cells_of(notebook, np.arange(3))
+    low, high = notebook.dataset.pair(np.arange(3))
+    index, turn = notebook.around(jet, cell, 3), notebook.turns(low)
+    values = notebook.seen(truth, (truth != 0).float())[index]
+    seen = []
+    network.body[1].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        network.hidden(low, values, None, jet, cell)
+    scaled = notebook.signed_log(high[:, 1])
+    for n in range(0, len(cell), 11):
+        row, column = divmod(int(cell[n]), 64)
+        for k, (a, b) in enumerate(product((0, 1), repeat=2)):
+            best = 0.0
+            for r, c in product(range(-2, 3), repeat=2):
+                y, x = 2 * row - 1 + a + r, 2 * column - 1 + b + c
+                inside = 0 <= y < 125 and 0 <= x < 125
+                if inside and turn[jet[n], (y + 1) // 2, (x + 1) // 2] < turn[jet[n], row, column]:
+                    best = max(best, float(scaled[jet[n], y, x]))
+            assert seen[0][n, k].item() == pytest.approx(best, abs=1e-5)
+
+
 def test_neighbours_agree_where_they_are_made_to(notebook):
     """A generator whose ECAL hits the pixels that its drawn neighbours hit."""
     low = torch.zeros(40, 3, 64, 64)
-    low[:, 1, 20:30, 20:30] = 1.0
+    low[:, 1, 20:30, 20:30] = -1.0  # no peaks: four colours only
     network = notebook.build("likelihood", 0.0)
     state = {k: torch.zeros_like(v) for k, v in network.state_dict().items()}
     network.load_state_dict(state)
@@ -332,7 +366,7 @@ def test_neighbours_agree_where_they_are_made_to(notebook):
             network.patterns.bias[15 + p] = -5.0 * sign
         made = network(low, noise_for(network, low))
     hit = notebook.to_blocks(made[:, 1:2])[:, :, 0, 0].view(40, 64, 64)[:, 20:30, 20:30] != 0
-    colour = notebook.COLOUR.view(64, 64)[20:30, 20:30]
+    colour = notebook.COLOUR[20:30, 20:30]
     last = [(r, c) for r in range(1, 9) for c in range(1, 9) if colour[r, c] == 3]
     any_beside = [
         torch.stack([hit[:, r + a, c + b] for a, b in product((-1, 0, 1), repeat=2) if a or b]).any(
