@@ -441,7 +441,7 @@ def test_likelihood_against_a_loop_over_cells(notebook, monkeypatch):
 
 def test_draws_have_the_density_that_is_learnt(notebook):
     """Contrasts of one cell drawn many times: means and covariance of the mixture."""
-    network = random_network(notebook, "likelihood", 0.3)
+    network = random_network(notebook, "likelihood", 0.05)
     n = 20_000
     h = torch.randn(1, 128).repeat(n, 1)
     energy, cell = torch.tensor([[0.0, 6.0]]).repeat(n, 1), torch.full((n,), 20 * 64 + 20)
