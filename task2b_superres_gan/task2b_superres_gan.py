@@ -1382,25 +1382,18 @@ true = measured["truth"][0]
 # is the answer to the question whether the adversarial part earns its place.
 
 # %%
-patch_jet = true.judged["jet"]
+patch_jet, told_by = true.judged["jet"], {}  # arm -> the judge that tells better
 label = np.repeat([0, 1], len(patch_jet) // 2)
-told_by = {}  # arm -> the judge that tells better
 for arm, runs in measured.items():
-    auc = {
-        judge: np.mean([roc_auc(label, m.judged[judge]) for m in runs])
-        for judge in ("trees", "CNN")
-    }
+    auc = {j: np.mean([roc_auc(label, m.judged[j]) for m in runs]) for j in ("trees", "CNN")}
     told_by[arm] = max(auc, key=auc.get)
 scores = {arm: [m.judged[told_by[arm]] for m in runs] for arm, runs in measured.items()}
 comparison = Comparison(
     roc_auc, label, scores, "likelihood", higher_is_better=False, n_resamples=200, groups=patch_jet
 )
-frame = comparison.table().rename(index=LABELS)
-frame.insert(
-    1,
-    "judge",
-    [told_by[arm] for arm in sorted(comparison.values, key=lambda a: comparison.values[a].mean())],
-)
+frame = comparison.table()
+frame.insert(1, "judge", [told_by[arm] for arm in frame.index])
+frame = frame.rename(index=LABELS)
 display(frame.rename_axis("two-sample AUC of patches"))
 
 # %% [markdown]
