@@ -700,4 +700,4 @@ def test_exported_graph_takes_the_official_layout_and_its_noise(notebook, tmp_pa
     path = tmp_path / "graph.onnx"
     export_onnx(network, batches[0], path, ["X_jets_LR", "noise"], ["X_jets"], {"task": "toy"})
     assert check_parity(network, path, batches, tolerance=1e-2) <= 1e-2
-    assert path.stat().st_size < 1_000_000
+    assert path.stat().st_size < 1_250_000  # two graphs and weights: 3 MB are published
