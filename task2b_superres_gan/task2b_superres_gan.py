@@ -125,11 +125,11 @@ class Config:
 
 PASSES = {"start": 7, "likelihood": 3, "gan": 2, "independent": 7, "gan_independent": 2, "flow": 4,
           "srresnet": 2, "esrgan": 1}  # fmt: skip
-QUICK = dict.fromkeys(PASSES, 1) | {"start": 5, "independent": 4}
+QUICK = dict.fromkeys(PASSES, 1) | {"start": 3, "independent": 2}
 CONFIGS = {
     "smoke": Config((0, 1), dict.fromkeys(PASSES, 1), 32, 2, (0.03, 0.3), 4, 60, 4),
     "quick": Config((0, 1), QUICK, pretraining=50, judged=8, tagger_jets=1_500, resamples=20),
-    "standard": Config((0, 1, 2), PASSES, weights=(0.03, 0.1, 0.3)),
+    "standard": Config((0, 1, 2), PASSES, weights=(0.1, 0.3)),
     "full": Config((0, 1, 2, 3, 4), {arm: 4 * n for arm, n in PASSES.items()}, 64, 2_000, (0.03, 0.1, 0.3), 24, 50_000),
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
