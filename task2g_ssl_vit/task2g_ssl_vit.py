@@ -57,6 +57,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import product
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -127,13 +128,13 @@ CONFIGS = {
     "smoke": Config(
         1, 2, 1, {8: 2, 0: 3}, (3e-3, 1e-3), (8, 0), (0,), (64, 1), 32, 8, tree_settings=1
     ),
-    "quick": Config(4, 2, 1, {40: 80, 100: 120, 0: 240}, (3e-3,), tree_settings=1),
+    "quick": Config(3, 2, 1, {40: 60, 100: 80, 0: 160}, (3e-3,), tree_settings=1),
     "standard": Config(
-        12, updates={40: 200, 100: 300, 400: 400, 2000: 800, 0: 2400}, long=(100, 0),
-        short=(20_000, 4),
+        8, updates={40: 150, 100: 200, 400: 300, 2000: 600, 0: 2000}, long=(100, 0),
+        short=(20_000, 3),
     ),
     "full": Config(
-        100, 5, updates={40: 400, 100: 600, 400: 1000, 2000: 2000, 0: 8000}, long=(100, 0),
+        100, 5, updates={40: 300, 100: 600, 400: 1000, 2000: 2000, 0: 8000}, long=(100, 0),
         short=(60_000, 10), pretraining_batch=512,
     ),
 }  # fmt: skip
@@ -180,14 +181,10 @@ if dataset.source == "standin":
 judge = list(samples)[-1]  # the sample on which claims are checked
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-shown, truth = splits.train[:2000], main.truth[splits.train]
+fig, axes = plt.subplots(1, 2, figsize=(9, 2.8))
 for axis, column, unit in ((axes[0], 1, "$m$ [GeV]"), (axes[1], 2, "$p_T$ [GeV]")):
-    plotting.class_histogram(axis, truth[:, column], y[splits.train], unit, CLASSES, bins=30)
-for label, name in enumerate(CLASSES):
-    rows = shown[y[shown] == label]
-    axes[2].plot(dataset.pt[rows], dataset.m[rows], ".", ms=3, alpha=0.5, label=name)
-axes[2].set(xlabel="$p_T$ [GeV]", ylabel="$m$ [GeV]")
+    values = main.truth[splits.train, column]
+    plotting.class_histogram(axis, values, y[splits.train], unit, CLASSES, bins=30)
 plt.show()
 
 # %% [markdown]
@@ -209,6 +206,7 @@ N_CHANNELS, HCAL, SUMS = 8, 4, 5
 LARGEST = 255.0
 
 
+# %%
 @kernel
 def fill_towers(offsets, index, value, noise, of_cells, moves, width, dropout, out):
     """Add the hits of one view of each jet to ``out`` (B, 19, 19, 8, 5), which is zero at first."""
@@ -275,7 +273,8 @@ AS_IT_IS = Views(flips=False, shift=0, smearing=0.0, dropout=0.0)
 
 # %%
 def towers_of(
-    sample: SparseImages, rows: np.ndarray, views: Views = AS_IT_IS, rng: np.random.Generator | None = None
+    sample: SparseImages, rows: np.ndarray, views: Views = AS_IT_IS,
+    rng: np.random.Generator | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Towers (B, 19, 19, 40) of one random view of each jet: channel by channel, its five sums."""
     rng = rng or np.random.default_rng(0)
@@ -315,6 +314,7 @@ def dense_to_towers(x: torch.Tensor) -> torch.Tensor:
     return sums.permute(0, 2, 3, 1, 4).flatten(3)  # (B, 19, 19, 40)
 
 
+# %%
 some = splits.train[:100]
 assert torch.allclose(
     towers_of(main.images, some), dense_to_towers(main.images.dense(some)), atol=1e-4
@@ -431,6 +431,7 @@ class TowerInputs(nn.Module):
         return self.norm(torch.cat(maps, 3).permute(0, 3, 1, 2))  # channels last in memory
 
 
+# %%
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; average-pooled where it strides."""
 
@@ -474,7 +475,7 @@ class ResNet15(nn.Module):
 
 
 # %% [markdown]
-# **Vision transformer.** Tokens are towers: the most active $N=64$ of 361, the others are never embedded. *Efficient
+# **Vision transformer.** Tokens are towers: the most active $N=48$ of 361, the others are never embedded. *Efficient
 # attention* (Shen et al., arXiv:1812.01243) normalises queries and keys apart,
 # $\mathrm{E}(Q,K,V)=\rho_q(Q)\left(\rho_k(K)^{\top}V\right)$, with $\rho_q$ a softmax over the features of a token and
 # $\rho_k$ one over the tokens. A token still hears a mean of values whose weights are positive and add up to one, but
@@ -500,6 +501,7 @@ class EfficientAttention(nn.Module):
         return self.out(heard.reshape(batch, size, width))
 
 
+# %%
 class TransformerBlock(nn.Module):
     """Pre-norm attention and a perceptron for each token, both with a shortcut."""
 
@@ -518,7 +520,7 @@ class TransformerBlock(nn.Module):
 class TowerTransformer(nn.Module):
     """Towers (B, 19, 19, 40) -> features (B, 2 * width), from the ``tokens`` most active towers."""
 
-    def __init__(self, width: int = 64, depth: int = 3, heads: int = 4, tokens: int = 64) -> None:
+    def __init__(self, width: int = 48, depth: int = 3, heads: int = 4, tokens: int = 48) -> None:
         super().__init__()
         self.tokens, self.width, self.inputs = tokens, 2 * width, TowerInputs()
         self.embed = nn.Linear(N_CHANNELS * SUMS, width)
@@ -542,6 +544,7 @@ class TowerTransformer(nn.Module):
         return torch.cat([mean, torch.where(real.any(1), highest, torch.zeros_like(highest))], 1)
 
 
+# %%
 ENCODERS = {"resnet": ResNet15, "vit": TowerTransformer}
 
 # %% [markdown]
@@ -568,6 +571,7 @@ def simclr_loss(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.1) -> t
     return cross_entropy(similarity.masked_fill(itself, -1e4), other)
 
 
+# %%
 def barlow_twins_loss(a: torch.Tensor, b: torch.Tensor, weight: float = 0.0051) -> torch.Tensor:
     """Distance of the cross-correlation of two embeddings (B, D) from the identity."""
     a, b = ((z - z.mean(0)) / (z.std(0, correction=0) + 1e-5) for z in (a, b))
@@ -590,6 +594,7 @@ def vicreg_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return 25 * mse_loss(a, b) + 25 * spread + covariance
 
 
+# %%
 LOSSES = {
     "SimCLR": simclr_loss,
     "Barlow Twins": barlow_twins_loss,
@@ -746,7 +751,7 @@ def answers(models: Sequence, x: np.ndarray) -> np.ndarray:
 
 # %%
 def linear_models(x: np.ndarray, rows: np.ndarray) -> list:
-    """Models of class, m and pT, fitted to ``rows`` of x (N, W), the features of all labelled jets."""
+    """Models of class, m and pT, fitted to ``rows`` of features x (N, W) of all labelled jets."""
     check, models = splits.validation, []
     for k in range(3):
         options = [LogisticRegression(C=c, max_iter=300) for c in (1e-3, 1e-2, 1e-1)]
@@ -793,6 +798,7 @@ def probed(job: PreTraining) -> dict[str, np.ndarray]:
     return {"validation": answers(models, f[splits.validation]), judge: answers(models, g)}
 
 
+# %%
 def best_of(variants: dict[str, list[PreTraining]]) -> str:
     """Train variants and probe them; the one with the highest mean quality on validation jets."""
     run_pretrainings([job for jobs in variants.values() for job in jobs])
@@ -846,6 +852,7 @@ def random_encoder(kind: str) -> nn.Module:
     return encoder.eval()
 
 
+# %%
 collapsing = PreTraining("resnet", "invariance only", 0, min(5000, len(unlabelled)), 1, views)
 run_pretrainings([collapsing])
 diagnosed = {
@@ -863,20 +870,23 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / lengths.clip(1e-9)
 
 
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.4))
 collapse = {}
 for number, (name, encoder) in enumerate(diagnosed.items()):
     f = features_of(encoder, main.images, splits.validation)
     view = features_of(encoder, main.images, splits.validation, views) - f.mean(0)
-    s = np.linalg.svd(f - f.mean(0), compute_uv=False)
-    axes[0].semilogy(np.arange(1, len(s) + 1), (s / s[0]).clip(1e-6), label=name)
     f = f - f.mean(0)
+    s = np.linalg.svd(f, compute_uv=False)
     same, different = cosines(f, view), cosines(f, np.roll(f, 1, 0))
-    for values, filled in ((same, True), (different, False)):
-        axes[1].hist(values, np.linspace(-1, 1, 41), density=True, color=f"C{number}",
-                     histtype="stepfilled" if filled else "step", alpha=0.4 if filled else 1)  # fmt: skip
-    collapse[name] = {"effective rank": effective_rank(f), "median spread": np.median(f.std(0)),
-                      "cosine, two views": same.mean(), "cosine, two jets": different.mean()}  # fmt: skip
+    axes[0].semilogy(np.arange(1, len(s) + 1), (s / s[0]).clip(1e-6), label=name)
+    options = {"bins": np.linspace(-1, 1, 41), "density": True, "color": f"C{number}"}
+    axes[1].hist(same, histtype="stepfilled", alpha=0.4, **options)
+    axes[1].hist(different, histtype="step", **options)
+    collapse[name] = {
+        "effective rank": effective_rank(f), "median spread": np.median(f.std(0)),
+        "cosine, two views": same.mean(), "cosine, two jets": different.mean(),
+    }  # fmt: skip
 axes[0].set(xlabel="singular value", ylabel="relative to the largest")
 axes[0].legend(fontsize=8)
 axes[1].set(xlabel="cosine: two views (filled), two jets (lines)", ylabel="density")
@@ -933,6 +943,7 @@ class Arm(NamedTuple):
     pretrained: bool = False
 
 
+# %%
 ARMS = {
     "finetuned": Arm("ResNet-15, fine-tuned", "resnet", True),
     "scratch": Arm("ResNet-15 from scratch", "resnet"),
@@ -975,6 +986,7 @@ class Job(NamedTuple):
         return "-".join(map(str, self))
 
 
+# %%
 def draws_at(count: int) -> int:
     """Sets of labels per training."""
     return CONFIG.draws if 0 < count <= FEW else 1
@@ -1008,12 +1020,14 @@ def predict(model: JetNetwork, sample: SparseImages, rows: np.ndarray) -> np.nda
     return torch.cat(found).numpy().astype(np.float64)
 
 
+# %%
 def empty_network(name: str) -> JetNetwork:
     """A fresh network of an arm; seed the generators first."""
     kind = ARMS[name].encoder
     return JetNetwork(ENCODERS[kind]() if kind else None)
 
 
+# %%
 def new_network(job: Job) -> JetNetwork:
     """The network of a job before its training; labels enter as the scale of the targets."""
     seed_everything(100 * job.training + job.draw)
@@ -1040,16 +1054,15 @@ def finetune(job: Job, model: JetNetwork) -> pd.DataFrame:
     accelerator = make_accelerator(("bf16", "fp16"), on_cpu=True)
     rows, seed = labelled_rows(job.count, job.training, job.draw), 100 * job.training + job.draw
     size = min(CONFIG.batch_size, len(rows))
-    rounds = int(np.clip(job.updates // 200, 2, 30))
-    pool = np.resize(rows, (job.updates // rounds or 1) * size * accelerator.num_processes)
+    rounds = int(np.clip(job.updates // 200, 5, 30))
+    steps = max(1, job.updates // rounds)  # of a round
     groups = [{"params": model.head.parameters(), "lr": job.rate}]
     if model.encoder is not None:
         factor = 0.1 if ARMS[job.arm].pretrained else 1.0
         groups.append({"params": model.encoder.parameters(), "lr": factor * job.rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
-    steps = rounds * (len(pool) // (size * accelerator.num_processes))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=0.15
+        optimizer, [group["lr"] for group in groups], total_steps=rounds * steps, pct_start=0.15
     )
     model = model.to(memory_format=torch.channels_last)
     folder = run.directory / "state" / f"labels-{job.name}"
@@ -1058,6 +1071,8 @@ def finetune(job: Job, model: JetNetwork) -> pd.DataFrame:
     target = np.column_stack([y, (main.truth[:, 1:] - middle) / unit]).astype(np.float32)
     for number in fit.epochs(rounds):
         rng = epoch_generator(seed, number)
+        # Every jet equally often, or one time more or less.
+        pool = np.resize(rng.permutation(rows), steps * size * accelerator.num_processes)
         for batch in fit.batches(pool, size, seed):
             towers = towers_of(main.images, batch, views, rng).to(fit.device)
             with accelerator.autocast():
@@ -1088,32 +1103,6 @@ def run_jobs(jobs: list[Job]) -> None:
     missing = sorted({job for job in jobs if job not in trained}, key=lambda j: (-j.updates, j))
     trained.update(zip(missing, side_by_side(run_job, [(job,) for job in missing]), strict=True))
 
-
-# %% [markdown]
-# Before an hour is spent: the networks must be able to memorise one batch.
-
-
-# %%
-def overfit_one_batch(model: JetNetwork, steps: int = 80) -> float:
-    """Loss after ``steps`` updates on the same 16 jets, from about 2.7; without drop-out."""
-    rows = splits.train[:16]
-    values, towers = main.truth[rows].copy(), towers_of(main.images, rows)
-    values[:, 1:] = (values[:, 1:] - values[:, 1:].mean(0)) / values[:, 1:].std(0)
-    model.head[0].p = 0.0
-    optimizer = torch.optim.AdamW(model.train().parameters(), 3e-3)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = multitask_loss(model(towers), torch.as_tensor(values, dtype=torch.float32))
-        loss.backward()
-        optimizer.step()
-    return loss.item()
-
-
-seed_everything(0)
-memorised = {
-    LABELS[n]: round(overfit_one_batch(empty_network(n)), 3) for n in ("scratch", "vit_scratch")
-}
-print(f"loss of one memorised batch: {memorised}")
 
 # %% [markdown]
 # **Rates.** Every arm chooses the rate of its head from the same list, twice: for few labels and for many.
@@ -1170,6 +1159,7 @@ def total_compute(job: Job) -> Job:
     return job._replace(updates=job.updates + 2 * CONFIG.passes * len(unlabelled) // size)
 
 
+# %%
 counts = [*(c for c in sorted(CONFIG.updates) if c), 0]  # all labels come last
 final = {(n, c): jobs_of(n, c) for n in ("finetuned", "scratch", "shapes") for c in counts}
 final |= {
@@ -1222,28 +1212,33 @@ def boosted_trees(count: int, training: int, draw: int) -> list:
     return models
 
 
-def rival_answers() -> dict[tuple[str, int], dict[str, list[np.ndarray]]]:
-    """Predictions of trees and linear models for every sample: an array per training and draw."""
-    results = {}
+# %%
+def rivals_of(count: int, training: int, draw: int) -> dict[str, dict[str, np.ndarray]]:
+    """Predictions of trees, linear models and linear probe for every sample."""
+    rows = labelled_rows(count, training, draw)
+    with_features = {s: np.hstack([embedded[training, s], shapes[s]]) for s in shapes}
+    fits = {"probe": (linear_models(with_features["main"], rows), with_features)}
+    if count or not training:  # with all labels the others always end the same way
+        fits["linear"] = linear_models(shapes["main"], rows), shapes
+        fits["trees"] = boosted_trees(count, training, draw), shapes
+    return {
+        name: {sample: answers(models, inputs["main" if jets is main else sample][chosen])
+               for sample, (jets, chosen) in samples.items()}
+        for name, (models, inputs) in fits.items()
+    }  # fmt: skip
+
+
+# %%
+def all_rivals() -> dict[tuple[str, int], dict[str, list[np.ndarray]]]:
+    """The same for all sets of labels: a list with an array per training and draw."""
+    collected = {}
     for count in counts:
-        for training in range(CONFIG.trainings):
-            for draw in range(draws_at(count)):
-                rows = labelled_rows(count, training, draw)
-                x, f = shapes["main"], np.hstack([embedded["main"][training], shapes["main"]])
-                fits = {"linear": (linear_models(x, rows), x), "probe": (linear_models(f, rows), f)}
-                if count or not training:  # with all labels they always end the same way
-                    fits["trees"] = boosted_trees(count, training, draw), x
-                else:
-                    fits.pop("linear")
-                for name, (models, inputs) in fits.items():
-                    found = results.setdefault((name, count), {})
-                    for sample, (jets, chosen) in samples.items():
-                        if jets is not main:
-                            inputs = shapes[sample]
-                            if name == "probe":
-                                inputs = np.hstack([embedded[sample][training], inputs])
-                        found.setdefault(sample, []).append(answers(models, inputs[chosen]))
-    return results
+        for training, draw in product(range(CONFIG.trainings), range(draws_at(count))):
+            for name, ones in rivals_of(count, training, draw).items():
+                for sample, values in ones.items():
+                    line = collected.setdefault((name, count), {})
+                    line.setdefault(sample, []).append(values)
+    return collected
 
 
 # %%
@@ -1254,9 +1249,8 @@ def embedding(training: int, sample: str) -> np.ndarray:
 
 
 pairs = [(training, sample) for sample in shapes for training in range(CONFIG.trainings)]
-features = dict(zip(pairs, side_by_side(embedding, pairs), strict=True))
-embedded = {s: [features[t, s] for t in range(CONFIG.trainings)] for s in shapes}
-found = computed_once(run.directory / "state" / "rivals.joblib", rival_answers)
+embedded = dict(zip(pairs, side_by_side(embedding, pairs), strict=True))
+found = computed_once(run.directory / "state" / "rivals.joblib", all_rivals)
 
 # %% [markdown]
 # ## 6. Evaluation
@@ -1294,19 +1288,26 @@ METRICS = {"roc_auc": roc_auc, "mass_mse": mean_squared_error, "pt_mse": mean_sq
 UNITS = {"roc_auc": "AUC", "mass_mse": "MSE of m [GeV²]", "pt_mse": "MSE of pT [GeV²]"}
 
 
-def compared(metric: str, count: int, sample: str, arms: Sequence[str], draws: int, reference: str = "scratch") -> Comparison:  # fmt: skip
+# %%
+def compared(
+    metric: str,
+    count: int,
+    sample: str,
+    arms: Sequence[str],
+    draws: int,
+    reference: str = "scratch",
+) -> Comparison:
     """Arms at a number of labels; a training's value is the mean over its first ``draws`` draws."""
-    jets, rows = samples[sample]
-    column, total = list(METRICS).index(metric), draws_at(count)
-    truth = jets.truth[rows, column]
-    truth = truth.astype(int) if metric == "roc_auc" else truth
+    (jets, rows), column = samples[sample], list(METRICS).index(metric)
+    truth = jets.truth[rows, column].astype(float if column else int)
     scores = {}
     for arm in arms:
-        step = 1 if arm == "long" else total  # which has one draw per training
-        predictions = found[arm, count][sample]
-        scores[arm] = [p[:, column] for k, p in enumerate(predictions) if k % step < draws]
-    comparison = Comparison(METRICS[metric], truth, scores, reference, n_resamples=100,
-                            higher_is_better=metric == "roc_auc")  # fmt: skip
+        per_training = 1 if arm == "long" else draws_at(count)
+        predictions = enumerate(found[arm, count][sample])
+        scores[arm] = [p[:, column] for k, p in predictions if k % per_training < draws]
+    comparison = Comparison(
+        METRICS[metric], truth, scores, reference, higher_is_better=column == 0, n_resamples=100
+    )
     for arm, values in comparison.values.items():
         if len(values) > 1:
             comparison.values[arm] = values.reshape(-1, draws).mean(1)  # (trainings * draws,)
@@ -1324,9 +1325,9 @@ def arms_at(count: int) -> tuple[str, ...]:
     )
 
 
-plan_of = [(m, c, s) for c in counts for s in samples for m in METRICS]
-results = dict(zip(plan_of, side_by_side(
-    compared, [(m, c, s, arms_at(c), draws_at(c)) for m, c, s in plan_of]), strict=True))  # fmt: skip
+keys = list(product(METRICS, counts, samples))
+jobs = [(m, c, s, arms_at(c), draws_at(c)) for m, c, s in keys]
+results = dict(zip(keys, side_by_side(compared, jobs), strict=True))
 
 # %% [markdown]
 # **Label efficiency.** AUC and errors against the number of labels, on the sample with the most jets.
@@ -1350,49 +1351,59 @@ plt.show()
 # %%
 def difference_text(comparison: Comparison, arm: str, other: str, digits: int) -> str:
     """A difference with its interval and mark."""
-    d = comparison.difference(arm, other)
-    return f"{d.value:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}] {comparison.mark(arm, other)}"
+    value, low, high = (f"{x:+.{digits}f}" for x in comparison.difference(arm, other))
+    return f"{value} [{low}, {high}] {comparison.mark(arm, other)}"
 
 
-lines = {
-    (f"minus {LABELS[other]}", number): {
-        UNITS[m]: difference_text(results[m, c, judge], "finetuned", other, 0 if "mse" in m else 4)
+DIGITS = {"roc_auc": 4, "mass_mse": 0, "pt_mse": 0}
+lines = {}
+for other, (count, number) in product(("scratch", "trees"), zip(counts, numbers, strict=True)):
+    lines[f"minus {LABELS[other]}", number] = {
+        UNITS[m]: difference_text(results[m, count, judge], "finetuned", other, DIGITS[m])
         for m in METRICS
     }
-    for other in ("scratch", "trees") for c, number in zip(counts, numbers, strict=True)
-}  # fmt: skip
 display(pd.DataFrame(lines).T.rename_axis(["fine-tuned", "labels"]))
 
 # %% [markdown]
 # **With all labels**, every arm and every metric. The task's test set first.
 
+
 # %%
-for sample in samples:
-    tables = {UNITS[m]: results[m, 0, sample].table(0 if "mse" in m else 4) for m in METRICS}
-    order = tables["AUC"].index
-    columns = {u: t.iloc[:, 0].reindex(order) + t.iloc[:, 2].reindex(order).str[-1].replace("e", "")
-               for u, t in tables.items()}  # fmt: skip
-    frame = pd.DataFrame(columns).rename(index=LABELS)
-    display(frame.rename_axis(f"{len(samples[sample][1]):,} jets ({sample})"))
+def with_mark(comparison: Comparison, digits: int, arm: str) -> str:
+    """An arm's value, its interval, and its mark against scratch."""
+    value, low, high = (f"{x:.{digits}f}" for x in comparison.interval(arm))
+    mark = "" if arm == "scratch" else comparison.mark(arm)
+    return f"{value} [{low}, {high}] {mark}"
+
+
+def ordered_arms(sample: str) -> list[str]:
+    """Arms with all labels, the best AUC first."""
+    return sorted(arms_at(0), key=lambda a: -results["roc_auc", 0, sample].values[a].mean())
+
+
+# %%
+for sample, (_, rows) in samples.items():
+    table = {}
+    for arm in ordered_arms(sample):
+        ones = {m: with_mark(results[m, 0, sample], DIGITS[m], arm) for m in METRICS}
+        table[LABELS[arm]] = {UNITS[m]: text for m, text in ones.items()}
+    display(pd.DataFrame(table).T.rename_axis(f"{len(rows):,} jets ({sample})"))
 
 # %% [markdown]
 # **Equal compute.** Scratch with the compute of pre-training and fine-tuning together, against fine-tuning; one draw of
 # labels per training.
 
 # %%
-equal = {}
-for count in CONFIG.long:
-    for metric in METRICS:
-        equal[metric, count] = compared(
-            metric, count, judge, ("finetuned", "long", "scratch"), 1, "long"
-        )
-if equal:
-    lines = {
-        (LABELS[arm], c or len(splits.train)): {
-            UNITS[m]: difference_text(equal[m, c], arm, "long", 0 if "mse" in m else 4) for m in METRICS
-        }
-        for arm in ("finetuned", "scratch") for c in CONFIG.long
-    }  # fmt: skip
+equal = {
+    (m, c): compared(m, c, judge, ("finetuned", "long", "scratch"), 1, "long")
+    for m, c in product(METRICS, CONFIG.long)
+}
+lines = {}
+for arm, count in product(("finetuned", "scratch"), CONFIG.long):
+    lines[LABELS[arm], count or len(splits.train)] = {
+        UNITS[m]: difference_text(equal[m, count], arm, "long", DIGITS[m]) for m in METRICS
+    }
+if lines:
     display(pd.DataFrame(lines).T.rename_axis([f"minus {LABELS['long']}", "labels"]))
 
 # %%
@@ -1416,20 +1427,20 @@ plt.show()
 # much a change matters is read off the sample with the most jets.
 
 # %%
-if probes:
+table = {}
+for column, metric in enumerate(METRICS if probes else ()):
     jets, rows = samples[judge]
-    table = {}
-    for column, metric in enumerate(METRICS):
-        truth = jets.truth[rows, column]
-        truth = truth.astype(int) if column == 0 else truth
-        scores = {name: [p[judge][:, column] for p in ones] for name, ones in probes.items()}
-        tried_out = Comparison(METRICS[metric], truth, scores, loss_name, n_resamples=100,
-                               higher_is_better=column == 0)  # fmt: skip
-        table[UNITS[metric]] = {
-            name: difference_text(tried_out, name, loss_name, 0 if column else 4)
-            for name in probes if name != loss_name
-        }  # fmt: skip
-    display(pd.DataFrame(table).rename_axis(f"minus {loss_name} as described"))
+    truth = jets.truth[rows, column].astype(float if column else int)
+    scores = {name: [p[judge][:, column] for p in ones] for name, ones in probes.items()}
+    of_probes = Comparison(
+        METRICS[metric], truth, scores, loss_name, higher_is_better=column == 0, n_resamples=100
+    )
+    table[UNITS[metric]] = {
+        name: difference_text(of_probes, name, loss_name, DIGITS[metric])
+        for name in probes if name != loss_name
+    }  # fmt: skip
+if table:
+    display(pd.DataFrame(table).rename_axis(f"minus {loss_name}, views as described"))
 
 # %% [markdown]
 # <!-- after standard -->
@@ -1444,50 +1455,37 @@ if probes:
 
 
 # %%
-def better(metric: str, count: int, arm: str, other: str) -> bool:
-    """Whether an arm is better than another by more than the interval."""
-    return results[metric, count, judge].better(arm, other)
+def mark(arm: str, other: str, count: int = 0) -> str:
+    """▲ where an arm's AUC is better than another's by more than the interval, ▼ or = else."""
+    return results["roc_auc", count, judge].mark(arm, other)
 
 
-def not_worse(metric: str, count: int, arm: str, other: str) -> bool:
-    """Whether an arm is not worse than another by more than the interval."""
-    return results[metric, count, judge].mark(arm, other) != "▼"
-
-
+# %%
 few = [c for c in counts if c][:2]
-ranks = {name: line["effective rank"] for name, line in collapse.items()}
+ranks = [line["effective rank"] for line in collapse.values()]  # random, invariance, two arms
 claims = {  # after standard: add what the discussion asserts then
-    "few labels: fine-tuned better than scratch, AUC": all(better("roc_auc", c, "finetuned", "scratch") for c in few),
-    "few labels: fine-tuned better than trees, AUC": all(better("roc_auc", c, "finetuned", "trees") for c in few),
-    "all labels: fine-tuned not worse than trees, AUC": not_worse("roc_auc", 0, "finetuned", "trees"),
-    "all labels: the image adds to the shapes, AUC": better("roc_auc", 0, "finetuned", "shapes"),
-    "all labels: the fine-tuned transformer is not better than the ResNet": not better("roc_auc", 0, "vit_finetuned", "finetuned"),
-    "trained for invariance alone, the features collapse": ranks["ResNet-15, invariance only"] < min(list(ranks.values())[2:]) / 2,
+    "few labels: fine-tuned better than scratch": {mark("finetuned", "scratch", c) for c in few} == {"▲"},
+    "few labels: fine-tuned better than trees": {mark("finetuned", "trees", c) for c in few} == {"▲"},
+    "all labels: fine-tuned not worse than trees": mark("finetuned", "trees") != "▼",
+    "all labels: the image adds to the shapes": mark("finetuned", "shapes") == "▲",
+    "all labels: the transformer is not better": mark("vit_finetuned", "finetuned") != "▲",
+    "trained for invariance alone, features collapse": ranks[1] < min(ranks[2:]) / 2,
 }  # fmt: skip
 for count in CONFIG.long:
-    words = f"{count} labels" if count else "all labels"
-    ahead = equal["roc_auc", count].mark("finetuned", "long") != "▼"
-    claims[f"{words}: fine-tuned not worse than scratch with the total compute, AUC"] = ahead
+    sentence = f"{count or 'all'} labels: fine-tuned not worse than scratch with the total compute"
+    claims[sentence] = equal["roc_auc", count].mark("finetuned", "long") != "▼"
 show_claims(claims)
 
 # %%
-first = counts[min(1, len(counts) - 2)]  # 100 labels where there are as many
-shown_arms = [
-    a for a in (*BASIC, "vit_finetuned", "vit_scratch") if (a, first) in found and (a, 0) in found
-]
-
-
-def cell(metric: str, count: int, arm: str) -> str:
-    """A value with its interval, on the task's test set."""
-    value, low, high = results[metric, count, "test"].interval(arm)
-    digits = 0 if "mse" in metric else 3
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-columns = {f"AUC, {first} labels": ("roc_auc", first), f"AUC, all {len(splits.train):,}": ("roc_auc", 0),
-           "MSE of m [GeV²]": ("mass_mse", 0), "MSE of pT [GeV²]": ("pt_mse", 0)}  # fmt: skip
-shown_arms.sort(key=lambda a: -results["roc_auc", 0, "test"].values[a].mean())
-table = {LABELS[a]: {name: cell(m, c, a) for name, (m, c) in columns.items()} for a in shown_arms}
+first = few[-1]  # 100 labels
+columns = {
+    f"AUC, {first} labels": ("roc_auc", first), f"AUC, all {len(splits.train):,}": ("roc_auc", 0),
+    UNITS["mass_mse"]: ("mass_mse", 0), UNITS["pt_mse"]: ("pt_mse", 0),
+}  # fmt: skip
+table = {}
+for arm in ordered_arms("test"):
+    place = {name: (results[m, c, "test"], DIGITS[m]) for name, (m, c) in columns.items()}
+    table[LABELS[arm]] = {name: with_mark(*one, arm) for name, one in place.items()}
 update_results(pd.DataFrame(table).T.rename_axis(f"{len(splits.test):,} test jets"))
 
 # %% [markdown]
@@ -1509,6 +1507,7 @@ class RawInput(nn.Module):
         return self.network.physical(dense_to_towers(x))
 
 
+# %%
 card = {"profile": PROFILE, "data": dataset.description, "data_source": dataset.source}
 batches = [main.images.dense(splits.validation[:n]) for n in (5, 1, 7)]
 for file, arm in (
@@ -1548,6 +1547,7 @@ def described(arm: str) -> dict:
     return {m: results[m, 0, "test"].entry(arm) for m in METRICS} | {"info": info}
 
 
+# %%
 def label_curve(arm: str) -> dict:
     """An arm's results at every number of labels, on the sample that claims are checked on."""
     return {

@@ -310,10 +310,21 @@ def test_resnet_has_fifteen_convolutions(notebook):
     assert sum(m.kernel_size == (3, 3) for m in kernels) == 15
 
 
-def test_one_batch_is_memorised(notebook):
-    for arm in ("scratch", "vit_scratch"):
-        torch.manual_seed(0)
-        assert notebook.overfit_one_batch(notebook.empty_network(arm), 60) < 0.3
+@pytest.mark.parametrize("arm", ["scratch", "vit_scratch", "shapes"])
+def test_one_batch_is_memorised(notebook, arm):
+    torch.manual_seed(0)
+    model, rows = notebook.empty_network(arm).train(), notebook.splits.train[:16]
+    model.head[0].p = 0.0  # no drop-out
+    truth = notebook.main.truth[rows]
+    truth[:, 1:] = (truth[:, 1:] - truth[:, 1:].mean(0)) / truth[:, 1:].std(0)
+    towers = notebook.towers_of(notebook.main.images, rows)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = notebook.multitask_loss(model(towers), torch.tensor(truth, dtype=torch.float32))
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3  # from about 2.7
 
 
 # Labels and trainings
@@ -376,14 +387,14 @@ def test_interrupted_pretraining_continues_exactly(notebook):
 
 
 def test_interrupted_finetuning_continues_exactly(notebook):
-    folder, job = notebook.run.directory, notebook.Job("scratch", 0, 0, 0, 1e-3, 4)
+    folder, job = notebook.run.directory, notebook.Job("scratch", 0, 0, 0, 1e-3, 5)
 
     def training(name: str) -> dict[str, np.ndarray]:
         notebook.run.directory = folder / name
         return notebook.run_job(job)[1]
 
     whole = training("whole")
-    assert_same_weights(in_two_parts(notebook, lambda: training("parts"), 2), whole)
+    assert_same_weights(in_two_parts(notebook, lambda: training("parts"), 5), whole)
 
 
 def test_rivals_answer_all_three_questions(notebook):
