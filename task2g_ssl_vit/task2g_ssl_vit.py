@@ -253,7 +253,8 @@ def fill_towers(offsets, index, value, noise, of_cells, moves, width, dropout, o
 #   and momentum off the number of hits would be biased on complete jets.
 #
 # Not used: factors on energies, which carry mass and momentum; turns by any angle, since the field bends tracks along
-# $\varphi$ only; hits where there was none. Fine-tuning uses the same views.
+# $\varphi$ only; hits where there was none. Fine-tuning and training from scratch use the same views, so that the
+# difference between them is pre-training and not augmentation.
 
 # %%
 SMEARING = np.array([0.05, 0.1, 0.1, 0.1, 0.2, 0, 0, 0], np.float32)  # relative, of each channel
@@ -669,7 +670,7 @@ def pretrain(job: PreTraining, encoder: nn.Module) -> pd.DataFrame:
     size = min(CONFIG.pretraining_batch, job.jets // accelerator.num_processes)
     steps = job.jets // (size * accelerator.num_processes)
     model = Projected(encoder).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 3e-3, total_steps=job.passes * steps, pct_start=0.15
     )
@@ -752,7 +753,7 @@ def linear_models(x: np.ndarray, rows: np.ndarray) -> list:
     """Models of class, m and pT, fitted to ``rows`` of features x (N, W) of all labelled jets."""
     check, models = splits.validation, []
     for k in range(3):
-        options = [LogisticRegression(C=c, max_iter=300) for c in (1e-3, 1e-2, 1e-1)]
+        options = [LogisticRegression(C=c, max_iter=1000) for c in (1e-3, 1e-2, 1e-1)]
         options = options if k == 0 else [Ridge(alpha=a) for a in (1e1, 1e2, 1e3)]
         fits = [
             make_pipeline(StandardScaler(), o).fit(x[rows], main.truth[rows, k]) for o in options
@@ -820,8 +821,8 @@ if CONFIG.short[0]:
 print(f"chosen: {loss_name} with {views}")
 
 # %% [markdown]
-# **The pre-trainings**, with all unlabelled jets: as many as there are trainings, so that what follows contains how
-# differently a pre-training can end. The transformer gets the same loss, views, jets and passes.
+# **The pre-trainings**, with all unlabelled jets. There are as many as trainings with labels, so that every interval
+# below contains how differently a pre-training can end. The transformer gets the same loss, views, jets and passes.
 
 # %%
 plan = {
@@ -898,8 +899,8 @@ display(pd.DataFrame(collapse).T.style.format(precision=3))
 # $\mathrm{BCE}+\mathrm{MSE}_m+\mathrm{MSE}_{p_T}$. The squared error, because that is what is scored: a Huber loss would
 # pull the estimate of a skewed spectrum, such as that of $p_T$, towards its median.
 #
-# **Arms.** The pre-trained ResNet is fine-tuned with an encoder that learns at a *tenth* of the head's rate; from
-# scratch everything learns at the same rate. The perceptron has shapes only.
+# **Arms.** The pre-trained encoder learns at a *tenth* of the head's rate. From scratch everything learns at the same
+# rate. The perceptron has shapes only: what the ResNet adds to it is what the image holds beyond them.
 
 
 # %%
@@ -962,8 +963,9 @@ for name, arm in ARMS.items():
 display(pd.DataFrame(sizes).T.rename(index=LABELS))
 
 # %% [markdown]
-# **Labels.** At each number of labels all arms have the same jets, equally many of both classes. Small sets differ a
-# lot, so each training meets several of them, and no jet is in two. The pre-training of a training is one of its own.
+# **Labels.** At each number of labels all arms have the same jets, equally many of both classes. Forty jets differ a lot
+# from the next forty, so each training meets several such draws, and no jet is in two of them. Each training has a
+# pre-training of its own.
 
 # %%
 FEW = 400  # labels, up to which there are several draws
@@ -1058,7 +1060,7 @@ def finetune(job: Job, model: JetNetwork) -> pd.DataFrame:
     if model.encoder is not None:
         factor = 0.1 if ARMS[job.arm].pretrained else 1.0
         groups.append({"params": model.encoder.parameters(), "lr": factor * job.rate})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=rounds * steps, pct_start=0.15
     )
@@ -1609,7 +1611,7 @@ metrics = run.save_metrics(
 #
 # **What the views decide.** An embedding forgets what views change. Flips and shifts are safe; smearing and drop-out
 # of hits say that a jet is the same jet after another measurement. The number of hits, which mass and momentum are
-# read from, survives only because drop-out keeps sums in the mean.
+# read from, survives because drop-out keeps sums in the mean.
 #
 # **Limits.** Numbers on stand-in jets compare methods on the same jets. They do not predict those on the official
 # files, where public solutions have an AUC of 0.943 fine-tuned against 0.897 from scratch and a squared error of the
