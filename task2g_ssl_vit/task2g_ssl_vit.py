@@ -879,7 +879,7 @@ for number, (name, encoder) in enumerate(diagnosed.items()):
     s = np.linalg.svd(f, compute_uv=False)
     same, different = cosines(f, view), cosines(f, np.roll(f, 1, 0))
     axes[0].semilogy(np.arange(1, len(s) + 1), (s / s[0]).clip(1e-6), label=name)
-    options = {"bins": np.linspace(-1, 1, 41), "density": True, "color": f"C{number}"}
+    options = {"bins": np.linspace(-1, 1, 41), "color": f"C{number}"}
     axes[1].hist(same, histtype="stepfilled", alpha=0.4, **options)
     axes[1].hist(different, histtype="step", **options)
     collapse[name] = {
@@ -888,14 +888,15 @@ for number, (name, encoder) in enumerate(diagnosed.items()):
     }  # fmt: skip
 axes[0].set(xlabel="singular value", ylabel="relative to the largest")
 axes[0].legend(fontsize=8)
-axes[1].set(xlabel="cosine: two views (filled), two jets (lines)", ylabel="density")
+axes[1].set(xlabel="cosine: two views (filled), two jets (lines)", ylabel="jets")
 plt.show()
 display(pd.DataFrame(collapse).T.style.format(precision=3))
 
 # %% [markdown]
 # ## 5. Fine-tuning
-# **One head for both tasks.** Features and shapes go to a perceptron with three outputs: logit of the class, $m$ and
-# $p_T$ in units of their spread in the labels that the network may see. The loss is
+# **One head for both tasks.** Features and shapes go to a perceptron, and past it to a linear layer, since forty labels
+# teach hardly more than a line. There are three outputs: logit of the class, $m$ and $p_T$ in units of their spread in
+# the labels that the network may see. The loss is
 # $\mathrm{BCE}+\mathrm{MSE}_m+\mathrm{MSE}_{p_T}$. The squared error, because that is what is scored: a Huber loss would
 # pull the estimate of a skewed spectrum, such as that of $p_T$, towards its median.
 #
@@ -911,20 +912,22 @@ class JetNetwork(nn.Module):
         super().__init__()
         self.encoder, width = encoder, encoder.width if encoder else 0
         self.norm = nn.BatchNorm1d(width, affine=False) if encoder else None
-        self.head = nn.Sequential(
-            nn.Dropout(0.1), nn.Linear(width + N_SHAPES, 64), nn.SiLU(), nn.Linear(64, 3)
-        )
-        nn.init.zeros_(self.head[-1].weight)  # begins with the same answer for every jet
+        inputs = width + N_SHAPES
+        self.dropout, self.linear = nn.Dropout(0.1), nn.Linear(inputs, 3)
+        self.head = nn.Sequential(nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 3))
+        for last in (self.linear, self.head[-1]):
+            nn.init.zeros_(last.weight)  # begins with the same answer for every jet
         for name, size in (("shape_middle", N_SHAPES), ("middle", 2)):
             self.register_buffer(name, torch.zeros(size))
         for name, size in (("shape_unit", N_SHAPES), ("unit", 2)):
             self.register_buffer(name, torch.ones(size))
 
     def forward(self, towers: torch.Tensor) -> torch.Tensor:
-        shapes = ((jet_shapes(towers) - self.shape_middle) / self.shape_unit).clamp(-5, 5)
+        x = ((jet_shapes(towers) - self.shape_middle) / self.shape_unit).clamp(-5, 5)
         if self.encoder is not None:
-            shapes = torch.cat([self.norm(self.encoder(towers).float()), shapes], 1)
-        return self.head(shapes).float()
+            x = torch.cat([self.norm(self.encoder(towers).float()), x], 1)
+        x = self.dropout(x)
+        return (self.linear(x) + self.head(x)).float()
 
     def physical(self, towers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """P(class 1), m and pT in GeV, (B,) each."""
@@ -1056,7 +1059,8 @@ def finetune(job: Job, model: JetNetwork) -> pd.DataFrame:
     size = min(CONFIG.batch_size, len(rows))
     rounds = int(np.clip(job.updates // 200, 5, 30))
     steps = max(1, job.updates // rounds)  # of a round
-    groups = [{"params": model.head.parameters(), "lr": job.rate}]
+    head = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    groups = [{"params": head, "lr": job.rate}]
     if model.encoder is not None:
         factor = 0.1 if ARMS[job.arm].pretrained else 1.0
         groups.append({"params": model.encoder.parameters(), "lr": factor * job.rate})
@@ -1415,7 +1419,7 @@ curves = {LABELS[a]: found[a, 0][judge][0][:, 0] for a in ("finetuned", "scratch
 plotting.roc_curves(axes[0], truth[:, 0].astype(int), curves, 30)
 for axis, k, name in ((axes[1], 1, "$m$"), (axes[2], 2, "$p_T$")):
     low, high = np.quantile(truth[:, k], [0.002, 0.995])
-    axis.hist2d(truth[:, k], p[:, k], 60, [[low, high]] * 2, cmin=1, cmap="viridis")
+    axis.hist2d(truth[:, k], p[:, k], 60, range=[[low, high]] * 2, cmin=1, cmap="viridis")
     axis.plot([low, high], [low, high], color="grey", lw=0.8)
     axis.set(xlabel=f"true {name} [GeV]", ylabel=f"predicted {name} [GeV]",
              title=f"$R^2$ = {r_squared(truth[:, k], p[:, k]):.3f}")  # fmt: skip

@@ -314,7 +314,7 @@ def test_resnet_has_fifteen_convolutions(notebook):
 def test_one_batch_is_memorised(notebook, arm):
     torch.manual_seed(0)
     model, rows = notebook.empty_network(arm).train(), notebook.splits.train[:16]
-    model.head[0].p = 0.0  # no drop-out
+    model.dropout.p = 0.0
     truth = notebook.main.truth[rows]
     truth[:, 1:] = (truth[:, 1:] - truth[:, 1:].mean(0)) / truth[:, 1:].std(0)
     towers = notebook.towers_of(notebook.main.images, rows)
