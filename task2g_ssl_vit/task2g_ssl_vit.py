@@ -53,7 +53,7 @@ show_results("task2g_ssl_vit")
 
 # %%
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -70,15 +70,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    gelu,
-    mse_loss,
-    normalize,
-    one_hot,
-    relu,
-)
+from torch.nn import functional
 
 from data.loaders import load_jets8
 from data.loaders.jets8 import CHANNELS, CLASSES
@@ -357,7 +349,7 @@ PLACE = torch.stack([AXIS.repeat_interleave(GRID), AXIS.repeat(GRID)])  # (2, 36
 RADIUS = PLACE.square().sum(0).sqrt()
 RING = torch.bucketize(RADIUS, torch.tensor(RINGS[1:-1]), right=True)  # 0 to 4
 POWERS = torch.cat([
-    torch.ones(1, GRID**2), PLACE, PLACE.square(), PLACE.prod(0, keepdim=True), one_hot(RING).T,
+    torch.ones(1, GRID**2), PLACE, PLACE.square(), PLACE.prod(0, keepdim=True), functional.one_hot(RING).T,
 ]).T  # fmt: skip
 N_SHAPES = N_CHANNELS * (6 + 3 + 2 * (len(RINGS) - 1))
 
@@ -449,7 +441,7 @@ class ResidualBlock(nn.Module):
             )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return relu(self.convolutions(x) + self.shortcut(x))
+        return functional.relu(self.convolutions(x) + self.shortcut(x))
 
 
 # %%
@@ -512,7 +504,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.norm(x), mask)
-        return x + self.down(gelu(self.up(self.norm_2(x))))
+        return x + self.down(functional.gelu(self.up(self.norm_2(x))))
 
 
 # %%
@@ -563,11 +555,11 @@ ENCODERS = {"resnet": ResNet15, "vit": TowerTransformer}
 # %%
 def simclr_loss(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Cross-entropy of finding the other view among all other embeddings, (B, D) each."""
-    z = normalize(torch.cat([a, b]))  # (2B, D)
+    z = functional.normalize(torch.cat([a, b]))  # (2B, D)
     similarity = z @ z.T / temperature
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     other = torch.arange(len(z), device=z.device).roll(len(a))
-    return cross_entropy(similarity.masked_fill(itself, -1e4), other)
+    return functional.cross_entropy(similarity.masked_fill(itself, -1e4), other)
 
 
 # %%
@@ -586,11 +578,11 @@ def vicreg_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     spread, covariance = a.new_zeros(()), a.new_zeros(())
     for z in (a, b):
         z = z - z.mean(0)
-        spread = spread + relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2
+        spread = spread + functional.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2
         c = z.T @ z / (len(z) - 1)  # (D, D)
         off = c.square().sum() - torch.diagonal(c).square().sum()
         covariance = covariance + off / z.shape[1]
-    return 25 * mse_loss(a, b) + 25 * spread + covariance
+    return 25 * functional.mse_loss(a, b) + 25 * spread + covariance
 
 
 # %%
@@ -598,7 +590,7 @@ LOSSES = {
     "SimCLR": simclr_loss,
     "Barlow Twins": barlow_twins_loss,
     "VICReg": vicreg_loss,
-    "invariance only": mse_loss,  # collapses, as it should
+    "invariance only": functional.mse_loss,  # collapses, as it should
 }
 
 
@@ -713,16 +705,13 @@ def run_pretraining(job: PreTraining) -> tuple[pd.DataFrame, dict[str, np.ndarra
 
 
 # %%
-pretrained: dict[PreTraining, tuple] = {}
+pretrained: dict[PreTraining, tuple] = {}  # history and weights of each
 
 
-def run_pretrainings(jobs: list[PreTraining]) -> None:
-    """Train side by side what has not been trained."""
-    missing = [job for job in dict.fromkeys(jobs) if job not in pretrained]
-    done = side_by_side(run_pretraining, [(job,) for job in missing])
-    pretrained.update(zip(missing, done, strict=True))
-    minutes = sum(history.seconds.sum() for history, _ in done) / 60
-    print(f"{len(missing)} pre-trainings, {minutes:.1f} minutes of one process")
+def once(function: Callable, jobs: Sequence[tuple], done: dict) -> None:
+    """Run side by side what is not done yet."""
+    missing = [job for job in dict.fromkeys(jobs) if job not in done]
+    done.update(zip(missing, side_by_side(function, [(job,) for job in missing]), strict=True))
 
 
 def pretrained_encoder(job: PreTraining) -> nn.Module:
@@ -800,7 +789,7 @@ def probed(job: PreTraining) -> dict[str, np.ndarray]:
 # %%
 def best_of(variants: dict[str, list[PreTraining]]) -> str:
     """Train variants and probe them; the one with the highest mean quality on validation jets."""
-    run_pretrainings([job for jobs in variants.values() for job in jobs])
+    once(run_pretraining, [job for jobs in variants.values() for job in jobs], pretrained)
     means = {}
     for name, jobs in variants.items():
         probes[name] = side_by_side(probed, [(job,) for job in jobs])
@@ -832,7 +821,7 @@ plan = {
     ]
     for kind in ENCODERS
 }
-run_pretrainings([*plan["vit"], *plan["resnet"]])
+once(run_pretraining, [*plan["vit"], *plan["resnet"]], pretrained)
 
 # %% [markdown]
 # **Collapsed?** Left, the singular values of the features of validation jets; right, how near two views of a jet are,
@@ -841,21 +830,10 @@ run_pretrainings([*plan["vit"], *plan["resnet"]])
 
 
 # %%
-def random_encoder(kind: str) -> nn.Module:
-    """An encoder that knows means and spreads, those of its normalisations, and nothing else."""
-    seed_everything(0)
-    encoder = ENCODERS[kind]().to(DEVICE).train()
-    with torch.no_grad():
-        for part in in_parts(np.arange(min(2000, len(unlabelled)))):
-            encoder(towers_of(unlabelled, part).to(DEVICE))
-    return encoder.eval()
-
-
-# %%
 collapsing = PreTraining("resnet", "invariance only", 0, min(5000, len(unlabelled)), 1, views)
-run_pretrainings([collapsing])
+once(run_pretraining, [collapsing], pretrained)
 diagnosed = {
-    "ResNet-15, random": random_encoder("resnet"),
+    "ResNet-15, random": ResNet15(),
     "ResNet-15, invariance only": pretrained_encoder(collapsing),
     f"ResNet-15, {loss_name}": pretrained_encoder(plan["resnet"][0]),
     f"transformer, {loss_name}": pretrained_encoder(plan["vit"][0]),
@@ -1009,8 +987,8 @@ def labelled_rows(count: int, training: int, draw: int) -> np.ndarray:
 # %%
 def multitask_loss(output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the class and squared errors of scaled m and pT; (B, 3) each -> ()."""
-    classes = binary_cross_entropy_with_logits(output[:, 0], truth[:, 0])
-    return classes + 2 * mse_loss(output[:, 1:], truth[:, 1:])
+    classes = functional.binary_cross_entropy_with_logits(output[:, 0], truth[:, 0])
+    return classes + 2 * functional.mse_loss(output[:, 1:], truth[:, 1:])
 
 
 @torch.inference_mode()
@@ -1099,13 +1077,12 @@ def run_job(job: Job) -> tuple[float, dict[str, np.ndarray]]:
     return float(history.score.max()), as_arrays(model)
 
 
-trained: dict[Job, tuple] = {}
+trained: dict[Job, tuple] = {}  # quality and weights of each
 
 
 def run_jobs(jobs: list[Job]) -> None:
-    """Train side by side what has not been trained, the longest first."""
-    missing = sorted({job for job in jobs if job not in trained}, key=lambda j: (-j.updates, j))
-    trained.update(zip(missing, side_by_side(run_job, [(job,) for job in missing]), strict=True))
+    """Train what has not been trained, the longest first."""
+    once(run_job, sorted(jobs, key=lambda job: -job.updates), trained)
 
 
 # %% [markdown]
@@ -1165,17 +1142,11 @@ def total_compute(job: Job) -> Job:
 
 # %%
 counts = [*(c for c in sorted(CONFIG.updates) if c), 0]  # all labels come last
-final = {(n, c): jobs_of(n, c) for n in ("finetuned", "scratch", "shapes") for c in counts}
-final |= {
-    (n, c): jobs_of(n, c)
-    for n in ("vit_finetuned", "vit_scratch")
-    for c in CONFIG.tuned_at
-    if c in counts
-}
-final |= {
-    ("long", c): [total_compute(job) for job in jobs_of("scratch", c) if job.draw == 0]
-    for c in CONFIG.long
-}
+arms = {c: list(ARMS)[: 5 if c in CONFIG.tuned_at else 3] for c in counts}
+final = {(name, count): jobs_of(name, count) for count in counts for name in arms[count]}
+for count in CONFIG.long:
+    first_draws = [job for job in jobs_of("scratch", count) if job.draw == 0]
+    final["long", count] = [total_compute(job) for job in first_draws]
 run_jobs([job for jobs in final.values() for job in jobs])
 print(f"{len(trained)} trainings with labels")
 
@@ -1322,11 +1293,9 @@ def compared(
 BASIC = ("finetuned", "scratch", "shapes", "probe", "linear", "trees")
 
 
-def arms_at(count: int) -> tuple[str, ...]:
+def arms_at(count: int) -> list[str]:
     """Arms that are there at a number of labels with all their draws."""
-    return tuple(
-        name for name in (*BASIC, "vit_finetuned", "vit_scratch") if (name, count) in found
-    )
+    return [*BASIC, *arms[count][3:]]
 
 
 keys = list(product(METRICS, counts, samples))
