@@ -1132,7 +1132,7 @@ if len(CONFIG.rates) > 1:
 # %% [markdown]
 # **All trainings.** The transformer is trained where the rates were tuned. *More compute* for scratch: with all labels,
 # as many steps as bring the jets that it processes up to those of pre-training (two views per jet) and fine-tuning
-# together; with few, ten times the updates, after which each jet has been seen a thousand times. In either case it
+# together; with few, ten times the updates, by when each jet has been seen many hundreds of times. In either case it
 # may keep an early round, so that it gets its own best length, too.
 
 
@@ -1343,7 +1343,7 @@ for other, (count, number) in product(("scratch", "trees"), zip(counts, numbers,
 display(pd.DataFrame(lines).T.rename_axis(["fine-tuned", "labels"]))
 
 # %% [markdown]
-# **With all labels**, every arm and every metric. The task's test set first.
+# **With all labels**, every arm and every metric. The test set of the task comes first.
 
 
 # %%
@@ -1401,8 +1401,9 @@ plt.show()
 
 # %% [markdown]
 # ## 7. What was tried
-# The short pre-trainings of section 4: linear probes on features alone. Validation jets decided what was adopted; how
-# much a change matters is read off the sample with the most jets.
+# The short pre-trainings of section 4: linear probes on features alone, without shapes, which would hide what an
+# embedding lacks. Validation jets decided what was adopted; how much a change matters is read off the sample with the
+# most jets.
 
 # %%
 table = {}
@@ -1584,12 +1585,17 @@ metrics = run.save_metrics(
 # than trees here.
 #
 # <!-- after standard -->
-# **The transformer** sees the hardest towers as a set with places. Neighbourhood, which a convolution has from the
-# start, it has to learn from jets, and its features are worth less at equal cost. Pre-training helps it as well.
+# **The transformer** sees the most active towers as a set with places. Neighbourhood, which a convolution has from the
+# start, it has to learn from jets, and after equal passes its features are worth less. Whether pre-training helps it
+# is read off its two rows: they differ in nothing else.
 #
 # **What the views decide.** An embedding forgets what views change. Flips and shifts are safe; smearing and drop-out
 # of hits say that a jet is the same jet after another measurement. The number of hits, which mass and momentum are
 # read from, survives because drop-out keeps sums in the mean.
+#
+# **Intervals.** A training consists of a pre-training, draws of labels and a fine-tuning, and its spread contains all
+# three. Arms meet the same draws, yet their spreads are added as if they were independent, and with three trainings
+# Student's factor is large. So the intervals are rather too wide, and an "=" does not mean that two arms are alike.
 #
 # **Limits.** Numbers on stand-in jets compare methods on the same jets. They do not predict those on the official
 # files, where public solutions have an AUC of 0.943 fine-tuned against 0.897 from scratch and a squared error of the
