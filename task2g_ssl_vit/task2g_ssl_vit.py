@@ -312,25 +312,23 @@ assert torch.allclose(
 )
 
 # %% [markdown]
-# A jet of each class, of similar momentum, and two views of each. Shown is $\sum v$ of a tower.
+# A jet of each class, of similar momentum, and two views of each: $\sum v$ of towers in the ECAL.
 
 # %%
 middle = [
     min(splits.train[y[splits.train] == label], key=lambda row: abs(dataset.pt[row] - 500))
     for label in (0, 1)
 ]
-fig, axes = plt.subplots(2, 6, figsize=(13, 4.4))
+fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
 for line, jet in zip(axes, middle, strict=True):
-    versions = [towers_of(main.images, np.array([jet] * 2), how, epoch_generator(0, 0))
-                for how in (AS_IT_IS, Views())]  # fmt: skip
-    pictures = {"": versions[0][0], ", view 1": versions[1][0], ", view 2": versions[1][1]}
-    for number, (name, towers) in enumerate(pictures.items()):
-        for axis, channel in zip(line[2 * number :], (0, 3), strict=False):
-            picture = towers.unflatten(2, (N_CHANNELS, SUMS))[:, :, channel, 0].numpy()
-            title = f"{CLASSES[y[jet]]}: {CHANNELS[channel]}{name}"
-            plotting.event_image(axis, picture, title, "")
-            axis.title.set_fontsize(8)
-            axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
+    rng = epoch_generator(0, 0)
+    for axis, name in zip(line, ("as it is", "view 1", "view 2"), strict=True):
+        how = AS_IT_IS if name == "as it is" else Views()
+        towers = towers_of(main.images, np.array([jet]), how, rng)[0]
+        ecal = towers.unflatten(2, (N_CHANNELS, SUMS))[:, :, CHANNELS.index("ECAL"), 0].numpy()
+        plotting.event_image(axis, ecal, f"{CLASSES[y[jet]]}, {name}", "")
+        axis.set(xlabel="tower in $\\varphi$", ylabel="tower in $\\eta$")
+        axis.label_outer()
 plt.show()
 
 # %% [markdown]
