@@ -1268,13 +1268,8 @@ UNITS = {"roc_auc": "AUC", "mass_mse": "MSE of m [GeV²]", "pt_mse": "MSE of pT 
 
 # %%
 def compared(
-    metric: str,
-    count: int,
-    sample: str,
-    arms: Sequence[str],
-    draws: int,
-    reference: str = "scratch",
-) -> Comparison:
+    metric: str, count: int, sample: str, arms: Sequence[str], draws: int, reference: str = "scratch"
+) -> Comparison:  # fmt: skip
     """Arms at a number of labels; a training's value is the mean over its first ``draws`` draws."""
     (jets, rows), column = samples[sample], list(METRICS).index(metric)
     truth = jets.truth[rows, column].astype(float if column else int)
@@ -1306,7 +1301,8 @@ jobs = [(m, c, s, arms_at(c), draws_at(c)) for m, c, s in keys]
 results = dict(zip(keys, side_by_side(compared, jobs), strict=True))
 
 # %% [markdown]
-# **Label efficiency.** AUC and errors against the number of labels, on the sample with the most jets.
+# **Label efficiency.** AUC and squared errors against the number of labels, on the sample with the most jets. Dotted:
+# the error of the mean, which knows nothing of a jet.
 
 # %%
 numbers = [c or len(splits.train) for c in counts]
@@ -1317,6 +1313,10 @@ for axis, metric in zip(axes, METRICS, strict=True):
         place = np.array(numbers) * 1.05 ** (number - 2.5)  # side by side
         plotting.with_intervals(axis, place, lines, LABELS[arm])
     axis.set(xscale="log", xlabel="labelled training jets", ylabel=UNITS[metric])
+for axis, column in ((axes[1], 1), (axes[2], 2)):
+    variance = samples[judge][0].truth[:, column].var()
+    axis.axhline(variance, color="grey", ls=":", lw=1)  # of whoever always answers the mean
+    axis.set_ylim(0, 1.3 * variance)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
 plt.show()
 
