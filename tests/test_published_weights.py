@@ -8,7 +8,6 @@ all the same, but need not agree; nor need weights fit a script that was rewritt
 import ast
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -60,14 +59,8 @@ def encoder_2g(task: ModuleType, card: Card) -> nn.Module:
     return task.ENCODERS["vit" if known else "resnet"]()
 
 
-def arm_2i(task: ModuleType, card: Card) -> nn.Module:
-    sizes = {name: int(card[name]) for name in ("width", "depth", "latent")}
-    return task.ARMS[card["arm"]](replace(task.CONFIGS["standard"], **sizes))
-
-
-def heads_2i(task: ModuleType, card: Card) -> nn.Module:
-    hidden = 0 if card["heads"] == "linear" else 64
-    return task.Heads(np.zeros((2, task.CONFIGS["standard"].latent), np.float32), hidden)
+def network_2i(task: ModuleType, _: Card) -> nn.Module:
+    return task.TASK2G.JetNetwork(task.TASK2G.ResNet15())
 
 
 def of_latents(name: str) -> Callable[[ModuleType, Card], nn.Module]:
@@ -110,11 +103,7 @@ BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("task2g_ssl_vit", "*pretrained*"): encoder_2g,
     ("task2g_ssl_vit", "*"): lambda task, card: task.JetNetwork(encoder_2g(task, card)),
     ("task2h_graph_jets", "*"): lambda task, card: task.build(card["arm"]),
-    ("task2i_foundation", "*_heads*"): heads_2i,
-    ("task2i_foundation", "gate*"): lambda task, _: task.Gate(len(task.EXPERTS)),
-    ("task2i_foundation", "plain_mean*"): lambda task, _: task.Gate(len(task.EXPERTS)),
-    ("task2i_foundation", "constant_weights*"): lambda task, _: task.Gate(len(task.EXPERTS)),
-    ("task2i_foundation", "*"): arm_2i,
+    ("task2i_foundation", "*"): network_2i,
     ("task2j_symmetry", "vae*"): of_latents("VariationalAutoencoder"),
     ("task2j_symmetry", "oracle*"): (
         lambda task, card: task.perceptron(int(card["latent_dimension"]), 1)

@@ -124,7 +124,7 @@ def graphs(folder: Path, arm: str) -> Training:
 
 def foundation(folder: Path, arm: str) -> Training:
     notebook = notebook_of(test_task2i_foundation, folder)
-    return notebook, lambda: notebook.run_job(notebook.Job(arm, 0, 2))[1]
+    return notebook, lambda: notebook.run_job(notebook.Job(arm, 0, 4))[1]
 
 
 def symmetry(folder: Path, chart: bool = False) -> Training:
@@ -167,8 +167,8 @@ TRAININGS: dict[str, Callable[[Path], Training]] = {
     "2h dynamic edges": lambda folder: graphs(folder, "dynamic_edges"),
     "2h pair attention": lambda folder: graphs(folder, "pair_attention"),
     "2h CNN": lambda folder: graphs(folder, "cnn"),
-    "2i masked": lambda folder: foundation(folder, "masked"),
-    "2i distilled": lambda folder: foundation(folder, "distilled"),
+    "2i variational": lambda folder: foundation(folder, "variational"),
+    "2i student": lambda folder: foundation(folder, "student"),
     "2j autoencoder": symmetry,
     "2j chart": lambda folder: symmetry(folder, chart=True),
 }

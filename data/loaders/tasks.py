@@ -75,9 +75,10 @@ def _prepare_graph_jets(source: str, profile: str) -> str:
 
 
 def _prepare_foundation(source: str, profile: str) -> str:
-    """The jets of eight channels, and those that the encoder is transferred to."""
-    loaders = load_jets8, load_quark_gluon, load_top_mass
-    return "; ".join(load(source, profile).description for load in loaders)
+    """The jets of task 2g, and some thousand of those that the encoder is transferred to."""
+    few = "smoke" if profile == "smoke" else "quick"
+    others = (load(source, few).description for load in (load_quark_gluon, load_top_mass))
+    return "; ".join([_prepare_self_supervision(source, profile), *others])
 
 
 # What `make data` does: (source, profile) -> one line that says which events are there.
