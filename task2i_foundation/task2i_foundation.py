@@ -882,7 +882,6 @@ def eight_channels(images: SparseImages, into: Sequence[int]) -> SparseImages:
 
 
 # %%
-OTHERS = {"quark and gluon jets": "AUC", "mass of tops": "MSE of m [GeV²]"}  # and what is scored
 few = "smoke" if PROFILE == "smoke" else "quick"  # some thousand jets are enough
 quarks, tops = load_quark_gluon(DATA_SOURCE, few), load_top_mass(DATA_SOURCE, few)
 bins = np.digitize(tops.m, np.quantile(tops.m, [0.25, 0.5, 0.75]))
@@ -937,7 +936,7 @@ of_transfer = dict(zip(keys, side_by_side(transferred, keys), strict=True))
 # self-supervised headline by more than the interval, ▼ one that is worse.
 
 # %%
-MEDIANS = dict(zip(TARGETS[1:], np.median(main.truth[main.train, 1:], 0), strict=True))
+medians = dict(zip(TARGETS, np.median(main.truth[main.train], 0), strict=True))
 
 
 def mean_squared_error(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -973,8 +972,8 @@ METRICS = {
     "roc_auc": Score(0, roc_auc, 4, "AUC"),
     "m_mse": Score(1, mean_squared_error, 0, "MSE of m [GeV²]"),
     "pt_mse": Score(2, mean_squared_error, 0, "MSE of pT [GeV²]"),
-    "m_f1": Score(1, partial(f1_above, threshold=MEDIANS["m"]), 3, "F1 of m"),
-    "pt_f1": Score(2, partial(f1_above, threshold=MEDIANS["pT"]), 3, "F1 of pT"),
+    "m_f1": Score(1, f1_above, 3, "F1 of m"),
+    "pt_f1": Score(2, f1_above, 3, "F1 of pT"),
 }
 DECIDING = ("roc_auc", "m_mse", "pt_mse")
 
@@ -987,20 +986,23 @@ def compared(name: str, sample: str) -> Comparison:
     scores = {
         arm: [p[:, score.column] for p in parts[sample]] for arm, parts in predictions.items()
     }
+    metric = score.metric
+    if metric is f1_above:
+        metric = partial(f1_above, threshold=medians[TARGETS[score.column]])
     return Comparison(
-        score.metric, truth, scores, HEADLINE, higher_is_better=score.higher, n_resamples=100
+        metric, truth, scores, HEADLINE, higher_is_better=score.higher, n_resamples=100
     )
 
 
 keys = list(product(METRICS, samples))
 results = dict(zip(keys, side_by_side(compared, keys), strict=True))
-LABELS = STUDENTS | {
+labels = STUDENTS | {
     HEADLINE: f"self-supervised ({free_best}), {kinds[free_best]}", "mixture": f"mixture of the three ({mixture})",
     "supervised": "supervised expert", "trees": "boosted trees on shapes", "shapes, linear": "shapes alone, linear",
     "shapes, one hidden layer": "shapes alone, one hidden layer",
 }  # fmt: skip
 other_free = next(arm for arm in FREE if arm != free_best)
-LABELS[experts[other_free]] = f"self-supervised ({other_free}), {kinds[other_free]}"
+labels[experts[other_free]] = f"self-supervised ({other_free}), {kinds[other_free]}"
 
 
 # %%
@@ -1019,7 +1021,7 @@ def results_table(sample: str, arms: Sequence[str]) -> pd.DataFrame:
     for arm in order:
         row = {METRICS[name].label: entry_text(name, sample, arm) for name in DECIDING}
         f1 = [entry_text(name, sample, arm, brackets=False) for name in ("m_f1", "pt_f1")]
-        rows[LABELS[arm]] = row | {"F1 of m; of pT": "; ".join(f1)}
+        rows[labels[arm]] = row | {"F1 of m; of pT": "; ".join(f1)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(
         f"{len(samples[sample].test):,} jets ({sample})"
     )
@@ -1048,7 +1050,7 @@ jets = samples[judge]
 truth = jets.truth[jets.test]
 fig, axis = plt.subplots(figsize=(5.6, 4.6))
 drawn = ("student", HEADLINE, "supervised", "trees")
-curves = {LABELS[arm].split(",")[0]: predictions[arm][judge][0][:, 0] for arm in drawn}
+curves = {labels[arm].split(",")[0]: predictions[arm][judge][0][:, 0] for arm in drawn}
 plotting.roc_curves(axis, truth[:, 0].astype(int), curves, n_resamples=30)
 axis.legend(loc="lower right", fontsize=8)
 plt.show()
@@ -1067,10 +1069,10 @@ def true_predicted(axis: plt.Axes, name: str, arm: str) -> None:
     axis.hist2d(truth[:, k], found, 50, range=[[low, high]] * 2, cmin=1, cmap="viridis")
     axis.plot([low, high], [low, high], color="grey", lw=0.9)
     for line in (axis.axvline, axis.axhline):
-        line(MEDIANS[name], color="grey", lw=0.8, ls=":")
+        line(medians[name], color="grey", lw=0.8, ls=":")
     mse, f1 = (results[f"{kind}_{metric}", judge].values[arm][0] for metric in ("mse", "f1"))
     axis.set(xlabel=f"true {name} [GeV]", ylabel=f"predicted {name} [GeV]")
-    axis.set_title(f"{LABELS[arm].split(',')[0]}\nMSE {mse:,.0f} GeV², F1 {f1:.3f}", fontsize=9)
+    axis.set_title(f"{labels[arm].split(',')[0]}\nMSE {mse:,.0f} GeV², F1 {f1:.3f}", fontsize=9)
 
 
 fig, axes = plt.subplots(2, 3, figsize=(11, 7))
@@ -1097,7 +1099,7 @@ controls = ("continued", "own_teacher", "supervised_teacher")
 pairs = [("student", other) for other in (*expert_arms, "mixture", *controls, "trees")]
 pairs += [("mixture", "supervised"), ("mixture", HEADLINE)]
 lines = {
-    (arm, f"minus {LABELS[other]}"): {METRICS[n].label: difference_text(n, arm, other) for n in DECIDING}
+    (arm, f"minus {labels[other]}"): {METRICS[n].label: difference_text(n, arm, other) for n in DECIDING}
     for arm, other in pairs
 }  # fmt: skip
 display(pd.DataFrame(lines).T)
@@ -1370,7 +1372,7 @@ for file, arm in files.items():
 # %%
 def described(arm: str) -> dict:
     """Results of one arm on the test set, with its size, for metrics.json."""
-    info = {"description": LABELS.get(arm, arm)}
+    info = {"description": labels.get(arm, arm)}
     if arm != "trees" and "shapes" not in arm:
         info |= {name: value * (3 if arm == "mixture" else 1) for name, value in size.items()}
     return {name: results[name, "test"].entry(arm) for name in METRICS} | {"info": info}
@@ -1389,7 +1391,7 @@ metrics = run.save_metrics(
     arms={arm.replace(", ", "_").replace(" ", "_"): described(arm) for arm in predictions if arm not in (*rivals, HEADLINE)},
     floors={},
     variants={
-        "judge": judge, "medians_gev": {name: float(value) for name, value in MEDIANS.items()},
+        "judge": judge, "medians_gev": {name: float(medians[name]) for name in TARGETS[1:]},
         "on_judge": {arm: {name: results[name, judge].entry(arm) for name in METRICS} for arm in predictions},
         "student_differences": {f"{other} {name}": list(results[name, judge].difference("student", other))
                                 for (arm, other), name in product(pairs, DECIDING) if arm == "student"},
