@@ -66,6 +66,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
+from numpy.random import Generator
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.manifold import TSNE
@@ -258,7 +259,7 @@ def tower_levels(towers: torch.Tensor) -> torch.Tensor:
     return (255 * towers[..., ::SUMS]).log1p() / float(np.log(256))
 
 
-def hide(towers: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def hide(towers: torch.Tensor, rng: Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Towers with a random share of them empty, and which are hidden: (B, 19, 19) bool."""
     hidden = torch.from_numpy(rng.random(towers.shape[:3]) < HIDDEN)
     return towers * ~hidden.unsqueeze(3), hidden
@@ -383,11 +384,9 @@ print(f"encoder and head: {size['parameters']:,} parameters, {size['flops'] / 1e
 # arXiv:1708.07120) and a moving average of the weights are common. A pre-trained encoder learns at a tenth of the head's
 # rate, as in task 2g. The state is saved after every round, and an interrupted run continues bit for bit.
 
+
 # %%
-Rng = np.random.Generator
-
-
-def contrastive_step(fit: Training, _: Job, rows: np.ndarray, rng: Rng) -> torch.Tensor:
+def contrastive_step(fit: Training, _: Job, rows: np.ndarray, rng: Generator) -> torch.Tensor:
     """Two views of unlabelled jets."""
     views = [TASK2G.towers_of(unlabelled, rows, VIEWS, rng) for _ in range(2)]
     with fit.accelerator.autocast():
@@ -395,7 +394,7 @@ def contrastive_step(fit: Training, _: Job, rows: np.ndarray, rng: Rng) -> torch
     return TASK2G.simclr_loss(a, b)
 
 
-def variational_step(fit: Training, _: Job, rows: np.ndarray, rng: Rng) -> torch.Tensor:
+def variational_step(fit: Training, _: Job, rows: np.ndarray, rng: Generator) -> torch.Tensor:
     """Visible towers of a view, and all of them as truth."""
     towers = TASK2G.towers_of(unlabelled, rows, VIEWS, rng)
     visible, _hidden = hide(towers, rng)
@@ -405,7 +404,7 @@ def variational_step(fit: Training, _: Job, rows: np.ndarray, rng: Rng) -> torch
 
 
 # %%
-def labelled_step(fit: Training, job: Job, rows: np.ndarray, rng: Rng) -> torch.Tensor:
+def labelled_step(fit: Training, job: Job, rows: np.ndarray, rng: Generator) -> torch.Tensor:
     """Views of labelled jets and, for a student, of as many unlabelled ones with a teacher's answers."""
     jets, count = sets[job.data], len(rows)
     towers = TASK2G.towers_of(jets.images, rows, VIEWS, rng)
