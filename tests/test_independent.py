@@ -76,8 +76,8 @@ def test_one_task_does_not_lose_the_results_of_another(project: Path) -> None:
 
 def test_what_has_no_sample_or_no_published_model_is_refused(project: Path) -> None:
     assert run("task2j_symmetry") == 2
+    (project / "task2h_graph_jets").mkdir()
     with pytest.raises(InputError, match="task2h_graph_jets"):
-        (project / "task2h_graph_jets").mkdir()
         independent.score_samples("task2h_graph_jets", "smoke")
 
 
