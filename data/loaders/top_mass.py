@@ -21,6 +21,7 @@ SIZE = 125  # pixels a side
 # What the loader calls a column, and its names in the files: the task's text says am.
 NAMES = {"m": ("m", "am"), "pt": ("pt", "apt"), "ieta": ("ieta",), "iphi": ("iphi",)}
 CHUNK = 40  # jets of 8 x 125 x 125 doubles: 40 MB, and as much again while they are decoded
+FRESH_SEED = 20250311  # of the stand-in jets that no training sees
 
 
 def load_top_mass(
@@ -29,6 +30,7 @@ def load_top_mass(
     path: Paths | None = None,
     require_both_classes: bool = False,
     conditions: str = "nominal",
+    fresh: bool = False,
 ) -> "TopMassDataset":
     """Boosted tops as (4, 125, 125) images, with the top's mass and pT in GeV.
 
@@ -37,14 +39,15 @@ def load_top_mass(
     `load_electron_photon`. ``path`` reads all jets of other files instead: parquet in the official
     schema with four or more channels, the mass called ``m`` or ``am``; one or several (a list, or
     one string with commas), also URLs. ``conditions`` "harsh" loads stand-ins of a noisier detector
-    with more pile-up. ``require_both_classes`` is there for the other loaders' sake: masses have no
-    classes.
+    with more pile-up. ``fresh``: stand-ins that no training has seen (simulated with another seed);
+    of the official files there are no others, their user takes the test part of the split.
+    ``require_both_classes`` is there for the other loaders' sake: masses have no classes.
 
     Raises InputError for unusable files.
     """
     if conditions != "nominal" and path is None:
         source = "standin"
-    simulate = partial(_simulate, conditions=conditions)
+    simulate = partial(_simulate, conditions=conditions, fresh=fresh)
     source, files, limit = source_files(dataset("top_mass"), source, profile, path, simulate)
     shape = (len(CHANNELS), SIZE, SIZE)
     store = stored("top_mass", first_events(files, limit, _check), _jets, shape, tuple(NAMES))
@@ -54,9 +57,14 @@ def load_top_mass(
     )
 
 
-def _simulate(catalog: dict, profile: str, conditions: str) -> tuple[Sequence[Path], int]:
+def _simulate(
+    catalog: dict, profile: str, conditions: str, fresh: bool
+) -> tuple[Sequence[Path], int]:
     from data.simulate.top_gun import generate
 
+    if fresh:
+        n_events, place = catalog["fresh_events"][profile], paths.STANDIN / "fresh"
+        return [generate(n_events, place, seed=FRESH_SEED, conditions=conditions)], n_events
     n_events = catalog["events"][profile]
     return [generate(n_events, paths.STANDIN, conditions=conditions)], n_events
 
