@@ -310,10 +310,21 @@ def test_student_loss_is_a_likelihood_without_its_constant(notebook):
         width = np.exp(log_width)
         expected -= student(4, location, width).logpdf(t) - student(4).logpdf(0)
     assert float(found) == pytest.approx(expected / 50, rel=1e-5)
-    naive = np.mean(
-        [abs(t - a) for (a, _), t in zip(output.tolist(), target.tolist(), strict=True)]
-    )
-    assert float(notebook.absolute_loss(output, target)) == pytest.approx(naive, rel=1e-5)
+
+
+def test_median_loss_moves_the_location_by_the_absolute_error_alone(notebook):
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(50, 2, generator=generator).requires_grad_()
+    target = torch.randn(50, generator=generator)
+    found = notebook.median_loss(output, target)
+    pairs = zip(output.tolist(), target.tolist(), strict=True)
+    naive = 4 * np.mean([abs(t - location) for (location, _), t in pairs])
+    around = notebook.student_loss(output, target)
+    assert float(found) == pytest.approx(naive + float(around), rel=1e-5)
+    (slope,) = torch.autograd.grad(found, output)
+    (slope_around,) = torch.autograd.grad(around, output)
+    torch.testing.assert_close(slope[:, 0], 4 * torch.sign(output[:, 0].detach() - target) / 50)
+    torch.testing.assert_close(slope[:, 1], slope_around[:, 1])
 
 
 @pytest.mark.parametrize(("pull", "width"), [(0.0, 1.0), (1.3, 0.2), (-4.0, 2.5)])
