@@ -433,7 +433,7 @@ some = splits.train[:20_000]
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), sharey=True)
 for axis, of in zip(axes, OF, strict=True):
     proxy = np.exp(jets.moments[some, MOMENT_NAMES.index(f"mass, {of}")])
-    axis.hist2d(mass[some], proxy, 50, [[LOW, HIGH], [0, 600]], cmap="viridis", cmin=1)
+    axis.hist2d(mass[some], proxy, 50, range=[[LOW, HIGH], [0, 600]], cmap="viridis", cmin=1)
     axis.plot([LOW, HIGH], [LOW, HIGH], color="grey", lw=0.8)
     correlation = np.corrcoef(mass[some], proxy)[0, 1]
     axis.set(xlabel="true mass [GeV]", title=f"{of}: correlation {correlation:.2f}")
@@ -924,7 +924,8 @@ for kind in ("all", "mass only", "flat", "trees"):
             f"{chi2.sf(square, len(median)):.2g}", f"{width.mean():.1%}",
         ]  # fmt: skip
 columns = ["largest deviation", "χ² per bin", "p-value", "resolution"]
-pd.DataFrame.from_dict(lines, "index", columns=columns)
+index = pd.MultiIndex.from_tuples(lines, names=["estimate", "in bins of"])
+pd.DataFrame(list(lines.values()), index, columns)
 
 # %%
 fig, axes = plt.subplots(2, 2, figsize=(11, 6.2), sharex="col", sharey="row")
@@ -1315,7 +1316,7 @@ update_results(table.rename(index=LABELS, columns=names))
 # ## 11. Weights and metrics
 # The ONNX graph carries everything from the image on: the four channels as they stand in the official file go in, the
 # estimate with the smallest error and its 68 % uncertainty in GeV come out. `make score TASK=task2e_mass_regression
-# DATA=file.parquet` runs it on an independent sample without PyTorch.
+# DATA=file.parquet` runs it on an independent sample without PyTorch; with `PREDICTIONS_ONLY=1` the sample needs no masses.
 
 
 # %%

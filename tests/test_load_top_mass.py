@@ -82,6 +82,17 @@ def test_fresh_stand_ins_have_a_seed_of_their_own(write, columns, data_folder, m
     assert harsh.fingerprint == fresh.fingerprint != seen.fingerprint
 
 
+def test_images_alone_will_do_where_no_masses_are_required(tmp_path, columns, data_folder) -> None:
+    path = write_parquet(tmp_path / "a.parquet", {"X_jet": columns["X_jet"]})
+    with pytest.raises(InputError, match="expected a column 'm', found X_jet"):
+        load_top_mass(path=path)
+    jets = load_top_mass(path=path, require_masses=False)
+    np.testing.assert_array_equal(jets.images.dense().numpy(), columns["X_jet"][:, :4])
+    assert all(np.isnan(numbers).all() for numbers in (jets.m, jets.pt, jets.ieta, jets.iphi))
+    whole = write_parquet(tmp_path / "b.parquet", columns)
+    check(load_top_mass(path=whole, require_masses=False), columns)
+
+
 def test_given_files_have_no_fresh_jets(write, data_folder) -> None:
     """Nor have official ones: their user takes the test part of the split."""
     path = write()

@@ -22,6 +22,7 @@ KINDS = {  # of models -> the module that scores them
     "regression": "tools.scoring.regression",
     "super_resolution": "tools.scoring.super_resolution",
 }
+NEEDS = {CLASSIFICATION: "require_both_classes", "regression": "require_masses"}
 SUFFIXES = (".csv", ".parquet")
 TRAINED_ON = {"official": "official", "standin": "simulated stand-in", "file": "given"}
 
@@ -59,7 +60,8 @@ def score(
 ) -> Path:
     """Score the events of ``data``, print the metrics, write the predictions; where they are.
 
-    A sample of one class has no metrics: InputError unless ``predictions_only``.
+    A sample of one class, or without masses, has no metrics: InputError unless
+    ``predictions_only``.
     """
     check_task(task)
     path = find_model(task, model)
@@ -85,10 +87,10 @@ def score(
         f"Model: {display_path(path)} ({card.get('profile', 'unknown')} profile, trained on "
         f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"
     )
-    # Only metrics of classes need both of them.
-    both = {"require_both_classes": not predictions_only} if kind == CLASSIFICATION else {}
+    needs = NEEDS.get(kind)  # of the metrics
+    options = {needs: not predictions_only} if needs else {}
     scorer = importlib.import_module(KINDS[kind])
-    scorer.score(session, LOADERS[task](path=data, **both), data, out)
+    scorer.score(session, LOADERS[task](path=data, **options), data, out)
     return out
 
 
@@ -100,7 +102,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="name of another model of the task, or an ONNX file")
     parser.add_argument("--out", type=Path, help="predictions (.csv or .parquet)")
     parser.add_argument(
-        "--predictions-only", action="store_true", help="accept a sample of one class"
+        "--predictions-only",
+        action="store_true",
+        help="accept a sample of one class, or without masses",
     )
     options = parser.parse_args(arguments)
     usage = "make score TASK=common_task1 DATA=a.hdf5,b.hdf5"
