@@ -162,8 +162,8 @@ parts = splits._asdict().items()
 print({part: len(rows) for part, rows in parts})
 
 # %% [markdown]
-# **Calibration line.** Somebody's solution of this task published the target masses of official test jets. As many
-# stand-ins, beside them:
+# **Calibration line.** A public solution of this task printed the target masses of its official test jets. As many of our
+# jets, beside them:
 
 # %%
 OFFICIAL_SPECTRUM = {  # from the output of a public solution of this task
@@ -234,7 +234,7 @@ GRID = ("first endcap row", "nearer last barrel row", "farther last barrel row",
 
 # %%
 def equal_neighbour(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """Whether pixels of (B, 125, 125) have a neighbour along ``axis`` with their value above 0: 0 or 1."""
+    """1 where a pixel of (B, 125, 125) has a neighbour along ``axis`` with its value, else 0."""
     first, second = x.narrow(axis, 0, SIZE - 1), x.narrow(axis, 1, SIZE - 1)
     same = ((first == second) & (first > 0)).to(x.dtype)
     before, after = ((0, 1), (1, 0)) if axis == 2 else ((0, 0, 0, 1), (0, 0, 1, 0))
@@ -242,7 +242,7 @@ def equal_neighbour(x: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def crystal_grid(energy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """ECAL energies (B, 125, 125) -> pixels of the endcaps (0 or 1), and GRID (B, 5); rows from the middle."""
+    """ECAL energies (B, 125, 125) -> endcap pixels (0 or 1), GRID (B, 5); rows from the middle."""
     endcap, place = equal_neighbour(energy, 1) * equal_neighbour(energy, 2), FROM_MIDDLE.to(energy)
     first = torch.where(endcap.amax(2) > 0, place.abs(), 63.0).amin(1)
     barrel = ((energy > 0).to(energy.dtype) - endcap).amax(2) > 0  # (B, 125) rows
@@ -255,7 +255,7 @@ def crystal_grid(energy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 # %%
 def cleaned(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Official images (B, 4, 125, 125) -> the same without outliers, endcaps corrected, and GRID (B, 5)."""
+    """Official images -> the same without outliers, endcaps corrected; and GRID (B, 5)."""
     energy = x[:, ECAL].clamp(0, LARGEST)
     endcap, grid = crystal_grid(energy)
     dz, d0 = (x[:, c] * (x[:, c].abs() < unit) for c, unit in ((DZ, DZ_UNIT), (D0, D0_UNIT)))
@@ -327,7 +327,7 @@ SIGNS = {axis: torch.tensor([-1.0 if c in odd else 1.0 for c in range(12)]).view
 
 # %%
 def of_towers(w: torch.Tensor) -> torch.Tensor:
-    """Momenta (B, 125, 125) -> sum, ln(sum), centre of gravity along eta and phi, ln(pixels): (B, 5, 25, 25)."""
+    """Momenta (B, 125, 125) -> sum, its log, centre of gravity, pixels: (B, 5, 25, 25)."""
     blocks, within = w.view(-1, CELLS, 5, CELLS, 5), WITHIN.to(w)
     total, count = blocks.sum((2, 4)), (blocks > 0).sum((2, 4)).to(w.dtype)
     centre = [(blocks * place).sum((2, 4)) / total.clamp(min=1e-6)
@@ -342,7 +342,7 @@ def mirror(towers: torch.Tensor, axis: int) -> torch.Tensor:
 
 # %%
 def tower_maps(x: torch.Tensor) -> torch.Tensor:
-    """Images of `cleaned` (B, 4, 125, 125) -> towers (B, 12, 25, 25), turned to one orientation."""
+    """Images of `cleaned` -> towers (B, 12, 25, 25), turned to one orientation."""
     blocks = torch.stack(
         [(x[:, TRACKS] > 0).to(x.dtype), x[:, DZ] / DZ_UNIT, x[:, D0] / D0_UNIT], 1
     )
@@ -402,7 +402,7 @@ PREPARED = 16  # images at a time: as many as the processor's cache holds
 
 
 def prepared(samples: list) -> Jets:
-    """Towers and moments of the jets of data sets, one after another; kept with the training's state."""
+    """Towers and moments of the jets of several data sets; kept with the training's state."""
     folder = run.directory / "state" / "-".join(["towers", *(s.fingerprint for s in samples)])
     if not folder.is_dir():
         moments = []
@@ -489,7 +489,7 @@ INPUTS = {  # channels of the towers, columns of the moments
 
 # %%
 class MassNetwork(nn.Module):
-    """Towers (B, 12, 25, 25) and moments (B, 29) -> location and log-width of scaled ln m and ln p_T, (B, 4)."""
+    """Towers, moments (B, 29) -> location and log-width of scaled ln m and ln p_T, (B, 4)."""
 
     def __init__(self, channels: tuple[int, ...], columns: tuple[int, ...]) -> None:
         super().__init__()
@@ -568,14 +568,14 @@ CHECKED = 10_000  # training and validation jets that are looked at after every 
 
 
 def student_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood, without its constant, of locations and log-widths (B, 2): () of targets (B,)."""
+    """Mean -ln of Student's density, without its constant, at targets (B,); output (B, 2)."""
     location, log_width = output.unbind(1)
     pull = (target - location) / log_width.exp()
     return ((FREEDOM + 1) / 2 * torch.log1p(pull.square() / FREEDOM) + log_width).mean()
 
 
 def median_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Absolute error of the locations, and `student_loss` of the widths around them; (B, 2), (B,) -> ()."""
+    """Absolute error of the locations, `student_loss` of the widths; (B, 2), (B,) -> ()."""
     location, log_width = output.unbind(1)
     around = student_loss(torch.stack([location.detach(), log_width], 1), target)
     return MEDIAN_WEIGHT * (target - location).abs().mean() + around
@@ -693,7 +693,7 @@ FALLING = 150.0  # GeV
 
 
 def falling(rows: np.ndarray) -> np.ndarray:
-    """The part of ``rows`` that has a falling spectrum: kept with a probability of exp(-(m - 85) / 150)."""
+    """The rows of a falling spectrum: kept with probability exp(-(m - 85 GeV) / 150 GeV)."""
     kept = np.random.default_rng(0).random(len(rows)) < np.exp((LOW - mass[rows]) / FALLING)
     return rows[kept]
 
@@ -769,7 +769,7 @@ def cell_sums(target: np.ndarray) -> csr_array:
 
 # %%
 class Calibration:
-    """g of the outputs (N, 4) of a network, such that a share ``level`` of true masses lies below it."""
+    """g of outputs (N, 4), such that a share ``level`` of the true masses lies below it."""
 
     def __init__(self, level: float = 0.5, degrees: tuple[int, int] = (4, 2)) -> None:
         self.level, self.degrees = level, degrees
@@ -794,7 +794,7 @@ class Calibration:
     def fit(
         self, output: np.ndarray, target: np.ndarray, softness: tuple = SOFTNESS
     ) -> "Calibration":
-        """Solve for outputs (N, 4) and targets (N, 2) of jets that the network was not trained on."""
+        """Solve for outputs (N, 4) and targets (N, 2) of jets that trained no network."""
         low, high = scaled(np.array(CALIBRATED), LOW, HIGH)
         inside = (target[:, 0] > low) & (target[:, 0] < high)
         output, target = output[inside], target[inside]
@@ -887,7 +887,7 @@ centres = {v: (edges[:-1] + edges[1:]) / 2 for v, (_, edges) in variables.items(
 def per_bin(
     values: np.ndarray, variable: str, statistic: Callable, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """A statistic (K,) of values (n,) of the test jets, or of those ``rows``, in the bins of a variable."""
+    """A statistic (K,) per bin of values (n,) of the test jets, or of those ``rows``."""
     number = numbers[variable] if rows is None else numbers[variable][rows]
     groups = [values[number == k] for k in range(len(centres[variable]))]
     return np.array([statistic(g if len(g) else values) for g in groups])  # smoke has empty bins
@@ -998,7 +998,7 @@ plt.show()
 
 # %%
 def student_crps(pull: np.ndarray, width: np.ndarray | float) -> np.ndarray:
-    """CRPS (N,) of Student's distribution with FREEDOM degrees of freedom, for pulls (N,) and widths."""
+    """CRPS (N,) of Student's distribution for pulls (N,) and widths, (N,) or one."""
     n, density = FREEDOM, student.pdf(pull, FREEDOM)
     constant = 2 * np.sqrt(n) / (n - 1) * beta(0.5, n - 0.5) / beta(0.5, n / 2) ** 2
     share = 2 * student.cdf(pull, n) - 1
