@@ -59,7 +59,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import joblib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -77,7 +76,7 @@ from torch.nn.functional import pad
 from data.loaders import load_top_mass
 from e2e_utils import plotting
 from e2e_utils.boosting import tuned_trees
-from e2e_utils.checkpoints import save_weights
+from e2e_utils.checkpoints import computed_once, save_weights
 from e2e_utils.comparison import Comparison
 from e2e_utils.complexity import complexity
 from e2e_utils.evaluation import evaluate_regression
@@ -728,14 +727,12 @@ plt.show()
 # chosen on the validation jets.
 
 # %%
-trees_file = run.directory / "state" / "trees.joblib"
-if not trees_file.is_file():
-    x, check = jets.moments[splits.train], jets.moments[splits.validation]
-    fitted = tuned_trees(x, mass[splits.train], check, mass[splits.validation], "absolute_error",
-                         CONFIG.tree_jets)  # fmt: skip
-    with atomic_path(trees_file) as temporary:
-        joblib.dump(fitted, temporary)
-trees = joblib.load(trees_file)
+x, check = jets.moments[splits.train], jets.moments[splits.validation]
+trees = computed_once(
+    run.directory / "state" / "trees.joblib",
+    lambda: tuned_trees(x, mass[splits.train], check, mass[splits.validation], "absolute_error",
+                        CONFIG.tree_jets),
+)  # fmt: skip
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
