@@ -348,3 +348,10 @@ def test_masses_are_scored_with_their_uncertainty(
     error = np.abs(total - truth).mean()
     assert float(re.search(r"MAE +([0-9.]+) \[", text)[1]) == pytest.approx(error, rel=1e-2)
     assert "within one sigma: 75.0%" in text
+    pq.write_table(pa.table({"X_jet": columns["X_jet"]}), tmp_path / "unknown.parquet")
+    with pytest.raises(InputError, match="expected a column 'm', found X_jet"):
+        score(task, str(tmp_path / "unknown.parquet"))
+    table = pd.read_csv(score(task, str(tmp_path / "unknown.parquet"), predictions_only=True))
+    assert list(table) == ["event", "mass", "sigma"]
+    np.testing.assert_allclose(table["mass"], total, rtol=1e-5)
+    assert "20 events scored; no metrics" in capsys.readouterr().out

@@ -103,9 +103,8 @@ def generators(folder: Path, arm: str) -> Training:
 def mass(folder: Path) -> Training:
     notebook = notebook_of(test_task2e_mass_regression, folder)
     config = replace(notebook.CONFIGS["smoke"], epochs=2, batch_size=8)
-    rows, check = notebook.splits.train[:32], notebook.splits.validation
-    job = ("a", "all channels", notebook.dataset, rows, check, config, 0)
-    return notebook, lambda: notebook.train_arm(*job)[1]
+    job = notebook.Job("all", 0, notebook.splits.train[:32], notebook.splits.validation)
+    return notebook, lambda: notebook.run_job(job, config)[1]
 
 
 def self_supervision(folder: Path, labels: bool = False) -> Training:

@@ -27,6 +27,7 @@ KINDS = {  # of models -> the module that scores them
     "regression": "tools.scoring.regression",
     "super_resolution": "tools.scoring.super_resolution",
 }
+NEEDS = {CLASSIFICATION: "require_both_classes", "regression": "require_masses"}
 SUFFIXES = (".csv", ".parquet")
 TRAINED_ON = {"official": "official", "standin": "simulated stand-in", "file": "given"}
 
@@ -84,7 +85,8 @@ def score(
 ) -> Scored:
     """Score the events of ``data``, print the metrics, write the predictions.
 
-    A sample of one class has no metrics: InputError unless ``predictions_only``.
+    A sample of one class, or without masses, has no metrics: InputError unless
+    ``predictions_only``.
     """
     check_task(task)
     path = find_model(task, model)
@@ -104,9 +106,9 @@ def score(
         f"Model: {display_path(path)} ({card.get('profile', 'unknown')} profile, trained on "
         f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"
     )
-    # Only metrics of classes need both of them.
-    both = {"require_both_classes": not predictions_only} if kind == CLASSIFICATION else {}
-    return Scored(out, scorer.score(session, LOADERS[task](path=data, **both), data, out))
+    needs = NEEDS.get(kind)  # of the metrics
+    options = {needs: not predictions_only} if needs else {}
+    return Scored(out, scorer.score(session, LOADERS[task](path=data, **options), data, out))
 
 
 @command_line
@@ -117,7 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="name of another model of the task, or an ONNX file")
     parser.add_argument("--out", type=Path, help="predictions (.csv or .parquet)")
     parser.add_argument(
-        "--predictions-only", action="store_true", help="accept a sample of one class"
+        "--predictions-only",
+        action="store_true",
+        help="accept a sample of one class, or without masses",
     )
     options = parser.parse_args(arguments)
     usage = "make score TASK=common_task1 DATA=a.hdf5,b.hdf5"

@@ -72,6 +72,18 @@ def _prepare_foundation(source: str, profile: str) -> str:
     return "; ".join(load(source, profile).description for load in loaders)
 
 
+def _prepare_top_mass(source: str, profile: str) -> str:
+    """The jets that train and, of stand-ins, those that test, in this and a harsher detector."""
+    jets = load_top_mass(source, profile)
+    if jets.source != "standin":
+        return jets.description
+    tests = [
+        load_top_mass("standin", profile, conditions=conditions, fresh=True)
+        for conditions in ("nominal", "harsh")
+    ]
+    return "; ".join(sample.description for sample in (jets, *tests))
+
+
 # What `make data` does: (source, profile) -> one line that says which events are there.
 PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "common_task1": lambda source, profile: load_electron_photon(source, profile).description,
@@ -83,7 +95,7 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "task2d_diffusion": lambda source, profile: (
         load_jets8(source, profile, labelled=False).description
     ),
-    "task2e_mass_regression": lambda source, profile: load_top_mass(source, profile).description,
+    "task2e_mass_regression": _prepare_top_mass,
     "task2f_cmssw_inference": _prepare_cmssw_inference,
     "task2g_ssl_vit": _prepare_jets8,
     "task2h_graph_jets": _prepare_graph_jets,

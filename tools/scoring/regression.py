@@ -19,7 +19,7 @@ def score(
     """Print the metrics of a sample with masses ``m``, write truth and outputs to ``out``.
 
     The model's first output is the prediction; a second one, "sigma", its uncertainty. Returns the
-    metrics with intervals.
+    metrics with intervals; of a sample without masses (NaN) there are none, only outputs.
     """
     entry, outputs = session.get_inputs()[0], [output.name for output in session.get_outputs()]
     parts = [
@@ -27,12 +27,18 @@ def score(
         for batch in raw_batches(sample, tuple(entry.shape[1:]), name)
     ]
     columns = [np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)]
-    table = pd.DataFrame({"event": np.arange(len(sample.m)), "truth": sample.m})
+    known = np.isfinite(sample.m).all()
+    table = pd.DataFrame(
+        {"event": np.arange(len(sample.m))} | ({"truth": sample.m} if known else {})
+    )
     table = table.assign(**dict(zip(outputs, columns, strict=True)))
-    print(f"{len(table):,} events scored; brackets: 95 % bootstrap interval")
-    entries = evaluate_regression(sample.m, columns[0])
-    print(entries_text(entries))
-    if "sigma" in table:
+    entries = evaluate_regression(sample.m, columns[0]) if known else {}
+    if known:
+        print(f"{len(table):,} events scored; brackets: 95 % bootstrap interval")
+        print(entries_text(entries))
+    else:
+        print(f"{len(table):,} events scored; no metrics: the sample has no masses")
+    if known and "sigma" in table:
         covered = np.mean(np.abs(columns[0] - sample.m) < table["sigma"])
         print(f"  within one sigma: {covered:.1%} of the events")
     write_table(out, table)
