@@ -109,13 +109,10 @@ def mass(folder: Path) -> Training:
 
 def self_supervision(folder: Path, labels: bool = False) -> Training:
     notebook = notebook_of(test_task2g_ssl_vit, folder)
-    notebook.CONFIG = replace(
-        notebook.CONFIG, rounds=2, updates={1.0: 4}, batch_size=8, pretraining_batch=8
-    )
     if labels:
-        return notebook, lambda: notebook.finetune_job(notebook.Job("scratch", 1.0, 0, 1e-3))[1]
-    job = ("a", "resnet", "vicreg", np.arange(40), notebook.Augmentation(), 2, 0)
-    return notebook, lambda: notebook.pretrain_job(*job)[1]
+        return notebook, lambda: notebook.run_job(notebook.Job("scratch", 0, 0, 0, 1e-3, 4))[1]
+    job = notebook.PreTraining("resnet", "VICReg", 0, 40, 2)
+    return notebook, lambda: notebook.run_pretraining(job)[1]
 
 
 def graphs(folder: Path, arm: str) -> Training:
