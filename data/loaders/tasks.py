@@ -58,6 +58,14 @@ def _prepare_jets8(source: str, profile: str) -> str:
     return load_jets8(source, profile).description
 
 
+def _prepare_self_supervision(source: str, profile: str) -> str:
+    """The jets, and where they are stand-ins those that nobody has seen."""
+    jets = load_jets8(source, profile)
+    if jets.source != "standin":
+        return jets.description
+    return f"{jets.description}; {load_jets8(source, profile, fresh=True).description}"
+
+
 def _prepare_graph_jets(source: str, profile: str) -> str:
     """The jets, and where they are stand-ins those that nobody has seen."""
     jets = load_quark_gluon(source, profile)
@@ -79,13 +87,13 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "task2b_superres_gan": lambda source, profile: (
         load_super_resolution(source, profile).description
     ),
-    "task2c_sparse_vae": _prepare_jets8,
+    "task2c_sparse_vae": _prepare_self_supervision,
     "task2d_diffusion": lambda source, profile: (
         load_jets8(source, profile, labelled=False).description
     ),
     "task2e_mass_regression": lambda source, profile: load_top_mass(source, profile).description,
     "task2f_cmssw_inference": _prepare_cmssw_inference,
-    "task2g_ssl_vit": _prepare_jets8,
+    "task2g_ssl_vit": _prepare_self_supervision,
     "task2h_graph_jets": _prepare_graph_jets,
     "task2i_foundation": _prepare_foundation,
     "task2j_symmetry": lambda source, profile: load_rotated_mnist(source, profile).description,
