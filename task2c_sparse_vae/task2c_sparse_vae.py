@@ -478,7 +478,7 @@ class Trunk(nn.Module):
         return sites.unsqueeze(1).float(), sites
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sites, batch = active_sites(x) if self.sparse else None, len(x)
+        sites, batch = active_sites(x) if self.sparse else None, x.shape[0]
         x = x[:, : self.inputs]
         if self.sparse:  # masked: (B, C, 25, 25); else the features of the sites, (n, C)
             x = x * sites.unsqueeze(1) if self.masked else x.permute(0, 2, 3, 1)[sites]
@@ -658,7 +658,6 @@ display(pd.DataFrame(sizes).T.style.format(precision=2))
 # pass, and an interrupted run continues bit for bit.
 
 # %%
-Loss = Callable[[nn.Module, torch.Tensor, np.ndarray, float], torch.Tensor]
 WEIGHT_DECAY, EMA_DECAY = 0.02, 0.99
 
 
@@ -672,10 +671,13 @@ def mirrored(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 # %%
 def train(
-    name: str, model: nn.Module, rows: np.ndarray, schedule: Schedule, seed: int, loss_of: Loss,
+    name: str, model: nn.Module, rows: np.ndarray, schedule: Schedule, seed: int, loss_of: Callable,
     score_of: Callable[[nn.Module], float], higher_is_better: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
-    """Train ``model`` in place on jets ``rows``; its history. The best epoch's weights are kept."""
+    """Train ``model`` in place on jets ``rows``; its history. The best epoch's weights are kept.
+
+    ``loss_of(network, towers, rows of the batch, share of the training that is done)``.
+    """
     accelerator = make_accelerator()
     size = min(schedule.batch_size, len(rows) // accelerator.num_processes)
     steps = schedule.passes * (len(rows) // (size * accelerator.num_processes))
@@ -1345,7 +1347,7 @@ if CONFIG.longer:
 # **All together**, against the trees.
 
 # %%
-LABELS = {
+words = {
     "unpruned": "VAE, fine-tuned, not pruned",
     "pruned": f"headline: {headline[0]}, ratio {headline[1]:g}",
     "sparse": "sparse autoencoder, not pruned",
@@ -1367,7 +1369,7 @@ for sample, rows in samples.items():
 comparison = next(iter(comparisons.values()))  # on the larger sample
 for sample, one in comparisons.items():
     name = f"{len(samples[sample]):,} {'test' if sample == 'labelled' else sample} jets"
-    display(one.table().rename(index=LABELS).rename_axis(name))
+    display(one.table().rename(index=words).rename_axis(name))
 
 # %% [markdown]
 # ## 7. What was tried
@@ -1450,7 +1452,7 @@ table.insert(1, "MFLOPs", pd.Series(flops).reindex(table.index).fillna(""))
 if len(comparisons) > 1:
     table["spread of trainings"] = comparisons["labelled"].table()["value"].reindex(table.index)
     table = table.rename(columns={"spread of trainings": f"{len(splits.test):,} test jets"})
-update_results(table.rename(index=LABELS))
+update_results(table.rename(index=words))
 
 # %% [markdown]
 # ## 9. Weights and metrics
@@ -1495,7 +1497,7 @@ for arm in ("dense", "sparse"):
 # %%
 def entry(name: str) -> dict:
     """Results of one network, with what it costs, for metrics.json."""
-    info = {"description": LABELS[name], **costs.get(chosen.get(name), {})}
+    info = {"description": words[name], **costs.get(chosen.get(name), {})}
     return {"roc_auc": comparison.entry(name), "info": info}
 
 
@@ -1516,7 +1518,7 @@ metrics = run.save_metrics(
     variants={
         "front": [{"family": p[0], "ratio": p[1], **costs[p], **front.entry(p)} for p in points],
         "labels": {f"{kind} {n}": learned.entry((kind, n)) for kind, n in asked},
-        "test_jets": {name: comparisons["labelled"].entry(name) for name in LABELS},
+        "test_jets": {name: comparisons["labelled"].entry(name) for name in words},
         "inputs": {name: ablation.entry(name) for name in ablation.values} if ablation else {},
         "autoencoders": {f"{arm} {seed}": {"nll": one.nll, "kl": one.kl, "probe": one.probe}
                          for (arm, seed), one in pretrained.items()},

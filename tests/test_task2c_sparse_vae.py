@@ -1,4 +1,4 @@
-"""The notebook of task 2c: towers, likelihood, codes, sparse convolution, FLOPs, pruning, export."""
+"""The notebook of task 2c: towers, likelihood, codes, sites, FLOPs, pruning, training, export."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -93,7 +93,8 @@ def test_shapes_of_two_hits_in_closed_form(notebook):
     x = np.zeros((1, 8, 125, 125), np.float32)
     x[0, 1, 60, 60], x[0, 1, 60, 70] = 3.0, 1.0
     columns = notebook.pixel_shapes(SparseImages.from_dense(x), np.arange(1)).reshape(8, -1)[1]
-    values = dict(zip(("sum", "multiplicity", "hard", "ptd", "leading", "width"), columns, strict=False))  # fmt: skip
+    names = ("sum", "multiplicity", "hard", "ptd", "leading", "width")
+    values = dict(zip(names, columns, strict=False))
     apart = 10 * notebook.PIXEL
     assert (values["sum"], values["multiplicity"]) == pytest.approx((4, 2), rel=1e-4)
     assert values["ptd"] == pytest.approx(np.sqrt(10) / 4, rel=1e-4)
@@ -111,8 +112,8 @@ def test_correlations_of_three_towers_against_a_loop(notebook):
     size = notebook.TOWER * notebook.PIXEL
     r = np.array([[np.hypot(a[0] - b[0], a[1] - b[1]) * size for b in places] for a in places])
     assert found[2].item() == pytest.approx((z[:, None] * z * r).sum() / 2, rel=1e-4)  # beta 1
-    three = sum(z[i] * z[j] * z[k] * r[i, j] * r[j, k] * r[k, i] for i, j, k in permutations(range(3)))  # fmt: skip
-    assert found[4].item() == pytest.approx(three / 6, rel=1e-4)
+    terms = [z[i] * z[j] * z[k] * r[i, j] * r[j, k] * r[k, i] for i, j, k in permutations(range(3))]
+    assert found[4].item() == pytest.approx(sum(terms) / 6, rel=1e-4)
 
 
 # Likelihood and codes -----------------------------------------------------------------------------
@@ -226,7 +227,8 @@ def test_counted_flops_against_the_hand(notebook):
     a, b, c = 25**2, 13**2, 7**2
     products = 9 * a * (24 * 16 + 2 * 16 * 16) + 4 * b * 16 * 32 + 2 * 9 * b * 32 * 32
     products += 4 * c * 32 * 32 + 2 * 9 * c * 32 * 32 + c * 32 * 32 + 32 * 32 + 32
-    assert notebook.flops_of(classifier(notebook, "dense"), torch.zeros(3, 24, 25, 25)) == 2 * products  # fmt: skip
+    model = classifier(notebook, "dense")
+    assert notebook.flops_of(model, torch.zeros(3, 24, 25, 25)) == 2 * products
 
 
 def test_flops_on_sites_against_the_hand(notebook):
@@ -329,30 +331,33 @@ def test_pretraining_tuning_distillation_and_pruning_fit_together(notebook):
         assert all(isinstance(array, np.ndarray) for array in found.weights.values())
 
 
-def test_families_have_the_same_passes_and_steps(notebook):
-    seen = {}
-    notebook.classify = lambda name, model, seed, schedule, rows, distilled=False: (
-        seen.setdefault(name, (len(rows) * schedule.passes, distilled))
-        and notebook.Tuned(notebook.arrays_of(model), model.encoder.trunk.widths, 0.5, None)
-    )
-    notebook.CONFIG = replace(notebook.CONFIG, between=notebook.Schedule(2), recovery=notebook.Schedule(4))  # fmt: skip
+def test_families_have_the_same_passes(notebook, monkeypatch):
+    seen = []
+
+    def classify(name, model, seed, schedule, rows, distilled=False):
+        seen.append((len(rows) * schedule.passes, distilled))
+        return notebook.Tuned(notebook.arrays_of(model), model.encoder.trunk.widths, 0.5, None)
+
+    monkeypatch.setattr(notebook, "classify", classify)
+    passes = {"between": notebook.Schedule(2), "recovery": notebook.Schedule(4)}
+    notebook.CONFIG = replace(notebook.CONFIG, **passes)
+    number = len(notebook.splits.train)
+    notebook.unlabelled = np.arange(100, 100 + number)
     model = classifier(notebook, "dense")
-    state = notebook.Tuned(notebook.arrays_of(model), notebook.WIDTHS, 0.5, None)
-    small = notebook.pruned(model, "dense", 0.6)
-    narrow = notebook.Tuned(notebook.arrays_of(small), notebook.narrowed(0.6), 0.5, None)
-    notebook.unlabelled = np.arange(100, 100 + len(notebook.splits.train))
-    notebook.tuned["dense", 0.0, 0] = notebook.warm["dense", 0.0, 0] = state
-    notebook.warm["scratch", 0.6, 0] = narrow
-    totals = {}
+    for ratio, kinds in ((0.0, ("dense", "sparse")), (0.6, ("scratch",))):
+        small = notebook.pruned(model, "dense", ratio)
+        state = notebook.Tuned(notebook.arrays_of(small), notebook.narrowed(ratio), 0.5, None)
+        notebook.warm |= {(kind, ratio, 0): state for kind in kinds}
+        notebook.tuned |= {(kind, ratio, 0): state for kind in kinds}
     for label, family in notebook.FAMILIES.items():
         if family.arm == "dense":
             seen.clear()
             notebook.finish(label, 0.6, 0)
-            totals[label] = sum(jets for jets, _ in seen.values())
-            assert {distilled for _, distilled in seen.values()} == {family.distilled}
+            total = sum(jets for jets, _ in seen)
             if family.method != "iterative":  # their 2 * 2 passes before the cut are in `warm`
-                totals[label] += 4 * len(notebook.splits.train)
-    assert set(totals.values()) == {8 * len(notebook.splits.train)}
+                total += 4 * number
+            assert total == 8 * number
+            assert {distilled for _, distilled in seen} == {family.distilled}
 
 
 def test_few_labels_are_drawn_anew_for_each_training_and_seen_more_often(notebook, monkeypatch):
