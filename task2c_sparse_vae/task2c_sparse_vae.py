@@ -449,7 +449,7 @@ class Layer(nn.Module):
 # %% [markdown]
 # ### Networks
 # **Trunk.** One residual block (He et al., arXiv:1512.03385) at each of $25\times25$, $13\times13$ and $7\times7$ places. The last
-# map is flattened, not averaged: the jet stands in the middle, and a place has a meaning.
+# map is flattened, not averaged: the jet is in the middle, and a place has a meaning.
 
 # %%
 WIDTHS = (16, 16, 32, 32, 32, 32)  # channels of a stage and of the inside of its block, three times
@@ -1246,6 +1246,14 @@ STYLES = {  # colour, line, marker
 LABELLED = ("one-shot, distilled", "sparse, distilled")  # with their ratios
 
 
+def on_logarithmic_axes(axis: plt.Axes, label: str) -> None:
+    """FLOPs along x; plain numbers along y, which spans less than two decades."""
+    axis.set(xscale="log", yscale="log", xlabel="FLOPs per jet, counted", ylabel=label)
+    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.yaxis.set_major_formatter("{x:g}")
+
+
+# %%
 def draw_front(axis: plt.Axes, metric: Callable, label: str) -> None:
     """Error against FLOPs of all families, on logarithmic axes."""
     truth = y[judges].astype(int)
@@ -1263,9 +1271,7 @@ def draw_front(axis: plt.Axes, metric: Callable, label: str) -> None:
             for point, place, value in zip(line, x, error.mean(1), strict=True):
                 axis.annotate(f"{point[1]:g}", (place, value), (4, 5), fontsize=8, color=color,
                               textcoords="offset points")  # fmt: skip
-    axis.set(xscale="log", yscale="log", xlabel="FLOPs per jet, counted", ylabel=label)
-    axis.yaxis.set_minor_formatter("{x:g}")
-    axis.yaxis.set_major_formatter("{x:g}")
+    on_logarithmic_axes(axis, label)
 
 
 # %% tags=["gallery"]
@@ -1283,8 +1289,7 @@ for axis, key in zip(axes[1:], ("alone", "in a batch"), strict=True):
         pairs = np.array([[costs[p]["flops"], costs[p][key]] for p in line])
         color, _, marker = STYLES[family]
         axis.plot(*pairs.T, marker=marker, color=plotting.PALETTE[color], label=family)
-    axis.set(xscale="log", yscale="log", xlabel="FLOPs per jet, counted")
-    axis.set(ylabel=f"ms per jet, {key if key == 'alone' else 'batch of 1,024'}")
+    on_logarithmic_axes(axis, f"ms per jet, {key if key == 'alone' else 'batch of 1,024'}")
 axes[1].legend()
 plt.show()
 

@@ -384,6 +384,37 @@ def test_interrupted_training_continues_where_it_stopped(notebook, arm):
     assert_same_weights(in_two_parts(notebook, lambda: classified("stopped"), 3), straight)
 
 
+# Choices ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def front(notebook):
+    """Points of three families with made-up costs and validation AUCs."""
+    of = {  # point -> FLOPs, validation AUC
+        ("one-shot", 0.0): (100, 0.950), ("one-shot", 0.6): (20, 0.949),
+        ("one-shot", 0.9): (2, 0.93), ("from scratch", 0.6): (20, 0.94),
+        ("from scratch, distilled", 0.6): (20, 0.945),
+        ("from scratch", 0.9): (2, 0.92), ("sparse, distilled", 0.0): (15, 0.947),
+        ("sparse, distilled", 0.9): (2, 0.93), ("sparse, distilled", 0.1): (500, 0.9),
+    }  # fmt: skip
+    notebook.points = dict.fromkeys(of)
+    notebook.costs = {point: {"flops": flops} for point, (flops, _) in of.items()}
+    notebook.validation = {point: auc for point, (_, auc) in of.items()}
+    return notebook
+
+
+def test_the_knee_is_the_cheapest_point_within_what_is_allowed(front):
+    assert front.knee(("one-shot",), ("one-shot", 0.0)) == ("one-shot", 0.6)
+    best = "sparse, distilled", 0.0
+    assert front.knee(("sparse, distilled",), best) == best
+
+
+def test_the_rival_of_a_sparse_network_costs_no_less(front):
+    assert front.rival_of(("sparse, distilled", 0.0)) == ("from scratch, distilled", 0.6)
+    assert front.rival_of(("sparse, distilled", 0.9)) == ("from scratch", 0.9)
+    assert front.rival_of(("sparse, distilled", 0.1)) is None
+
+
 # Export -------------------------------------------------------------------------------------------
 
 
