@@ -67,6 +67,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
+from matplotlib.ticker import LogLocator, NullLocator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -1249,8 +1250,9 @@ LABELLED = ("one-shot, distilled", "sparse, distilled")  # with their ratios
 def on_logarithmic_axes(axis: plt.Axes, label: str) -> None:
     """FLOPs along x; plain numbers along y, which spans less than two decades."""
     axis.set(xscale="log", yscale="log", xlabel="FLOPs per jet, counted", ylabel=label)
-    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
     axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 # %%
@@ -1332,7 +1334,7 @@ display(pd.DataFrame(lines).T.rename_axis("ratio"))
 
 # %% [markdown]
 # **Labels.** Pre-trained and from random weights, with the same labelled jets and the same steps. With all labels a third network
-# from random weights has had longer: about as much computing as pre-training and fine-tuning together.
+# from random weights has so many passes that it computes about as long as pre-training and fine-tuning together.
 
 # %%
 counts = (*CONFIG.labels, len(splits.train))
