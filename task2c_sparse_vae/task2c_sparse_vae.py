@@ -129,7 +129,13 @@ class Config:
     longer: Schedule | None  # from random weights, as much computing as pre-training and tuning
     choice: Schedule | None = None  # autoencoders of section 7
     seeds: tuple[int, ...] = (0, 1, 2)
-    ratios: tuple[float, ...] = (0.4, 0.6, 0.7, 0.8, 0.9)  # share of the channels that is removed
+    ratios: tuple[float, ...] = (
+        0.5,
+        0.65,
+        0.75,
+        0.85,
+        0.95,
+    )  # share of the channels that is removed
     labels: tuple[int, ...] = (100, 400, 2000)  # besides all
     unlabelled: int = 0  # jets of the pre-training; 0: all
     choice_jets: int = 0
@@ -143,12 +149,12 @@ CONFIGS = {
         seeds=(0, 1), ratios=(0.8,), labels=(12,), unlabelled=64, choice_jets=32,
     ),
     "quick": Config(
-        Schedule(1), Schedule(4), Schedule(2), Schedule(2, learning_rate=1.5e-3), None,
-        seeds=(0, 1), ratios=(0.6, 0.8), labels=(100,), unlabelled=2500,
+        Schedule(1), Schedule(3), Schedule(2), Schedule(2, learning_rate=1.5e-3), None,
+        seeds=(0, 1), ratios=(0.65, 0.85), labels=(100,), unlabelled=2500,
     ),
     "standard": Config(
         Schedule(2), Schedule(6), Schedule(2, learning_rate=1.5e-3),
-        Schedule(4, learning_rate=1.5e-3), Schedule(20), Schedule(2), choice_jets=4000,
+        Schedule(4, learning_rate=1.5e-3), Schedule(30), Schedule(2), choice_jets=4000,
     ),
     "full": Config(
         Schedule(30, 256), Schedule(20, 128), Schedule(6, 128, 1.5e-3), Schedule(12, 128, 1.5e-3),
