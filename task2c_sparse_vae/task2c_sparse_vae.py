@@ -422,7 +422,7 @@ def rulebook(sites: torch.Tensor, kernel: int, stride: int) -> tuple[Rulebook, t
     step = torch.div(offset, kernel, rounding_mode="floor") * width + offset % kernel
     found = number.flatten()[corner + step.unsqueeze(1)]  # (k*k, n)
     offset, target = found.nonzero(as_tuple=True)  # sorted by offset
-    counts = torch.bincount(offset, minlength=kernel**2).tolist()
+    counts = (found > 0).sum(1).cpu().tolist()  # for each offset
     source = found[offset, target] - 1
     return Rulebook(source.split(counts), target.split(counts), len(jet)), outputs
 
