@@ -43,16 +43,12 @@ Entry = dict[str, float]
 
 
 def vae_2c(task: ModuleType, card: Card) -> nn.Module:
-    sparse, coded = task.ARMS[card["arm"]]
-    towers = SparseImages.from_dense(np.ones((2, 8, 25, 25), np.float32))
-    start = task.average_jet(towers, np.arange(2))
-    return task.Autoencoder(sparse, max(task.KS) if coded else 0, start)
+    start = task.average_jet(torch.ones(2, task.N_FEATURES, task.GRID, task.GRID))
+    return task.Autoencoder(task.ARMS[card["arm"]], start)
 
 
 def classifier_2c(task: ModuleType, card: Card) -> nn.Module:
-    sparse = card["network"].startswith("sparse")
-    encoder = task.Encoder(sparse, int(card["k"]), ast.literal_eval(card["widths"]))
-    return task.Classifier(encoder)
+    return task.Classifier(task.ARMS[card["arm"]], ast.literal_eval(card["widths"]))
 
 
 def encoder_2g(task: ModuleType, card: Card) -> nn.Module:

@@ -99,7 +99,7 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "task2b_superres_gan": lambda source, profile: (
         load_super_resolution(source, profile).description
     ),
-    "task2c_sparse_vae": _prepare_jets8,
+    "task2c_sparse_vae": _prepare_self_supervision,
     "task2d_diffusion": lambda source, profile: (
         load_jets8(source, profile, labelled=False).description
     ),
