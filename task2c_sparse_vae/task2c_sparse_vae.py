@@ -43,7 +43,7 @@ show_results("task2c_sparse_vae")
 
 # %% [markdown]
 # <!-- after standard -->
-# **What was found.** A trigger decides within microseconds, and every multiplication costs silicon or time. Three kinds of
+# **The question.** A trigger decides within microseconds, and every multiplication costs silicon or time. Three kinds of
 # sparsity could save some: of the *channels* (pruning), of the *input* (most of a jet image is empty, and a convolution need
 # not visit empty places) and of the *code* (few latent variables active for a jet). We count FLOPs on the network that runs
 # and never scale them with a ratio. The headline is the knee of the pruning curve: the cheapest network that validation jets
@@ -1569,11 +1569,11 @@ metrics = run.save_metrics(
 # $25\times25$, where a small part of the places are sites, and least at $7\times7$, where nearly all are. Both savings multiply,
 # so the sparse front begins further to the left. FLOPs are not time, however. Looking up neighbours and gathering their
 # features costs memory traffic and many small operations. For one jet at a time, which is the case of a trigger, the network on
-# sites is slower than the dense one on this processor. It would need kernels made for it.
+# sites needs kernels made for it; section 5 times it without them.
 #
 # <!-- after standard -->
 # **Pre-training.** The code of an autoencoder describes everything in the image, and most of that is not what separates the
-# classes. It helps where labels are few. With all labels the network finds its own features.
+# classes. It is expected to help where labels are few; the label curve shows how far.
 #
 # **Choices.** *Towers with three features* instead of pixels: hundreds of trainings on $125\times125$ pixels do not fit two cores,
 # and numbers and maxima keep what the sum of a tower would lose. *A flattened last map*, because a jet is centred. *The

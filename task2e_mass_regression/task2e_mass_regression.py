@@ -42,13 +42,12 @@ install_missing()
 show_results("task2e_mass_regression")
 
 # %% [markdown]
-# **What was found.** The network is better than tuned boosted trees that get the same moments of the image, and better than
-# a perceptron on these moments: the picture holds more than its moments. Tracks and calorimeter complement each other; either
-# alone is much worse. Impact parameters add little. An estimate that only minimises its error answers towards the middle of the
-# spectrum: too much at low masses and momenta, too little at high ones. A calibration in predicted mass *and* predicted
-# momentum removes that in every bin of both, at a price in resolution that is shown beside it, and gives intervals that cover
-# what they promise at every mass and momentum. It also makes the estimate independent of the spectrum that the network was
-# trained on, which was the promise of the maximum likelihood (section 7).
+# <!-- after standard -->
+# **The question.** Does a network on the picture know more of the mass than trees and a perceptron on the picture's moments?
+# And is its answer fair? An estimate that only minimises its error answers towards the middle of the spectrum: too much at
+# low masses and momenta, too little at high ones. A calibration in predicted mass *and* predicted momentum is to remove that
+# in every bin of both. Its price in resolution is shown beside it, and so is what the spectrum of the training jets does to
+# the estimate with and without it (section 7).
 
 # %% [markdown]
 # ## 1. Set-up
