@@ -670,7 +670,7 @@ def pretrain(job: PreTraining, encoder: nn.Module) -> pd.DataFrame:
     fit = Training(folder, model, optimizer, schedule, accelerator, ema_decay=0.99,
                    higher_is_better=False)  # fmt: skip
     for epoch in fit.epochs(job.passes):
-        rng, total = epoch_generator(job.seed, epoch), 0.0
+        rng, total = epoch_generator(job.seed, epoch), torch.zeros((), device=fit.device)
         for batch in fit.batches(np.arange(job.jets), size, job.seed):
             views = [towers_of(unlabelled, batch, job.views, rng) for _ in range(2)]
             with accelerator.autocast():
@@ -678,9 +678,10 @@ def pretrain(job: PreTraining, encoder: nn.Module) -> pd.DataFrame:
             loss = LOSSES[job.loss](a, b)
             fit.backward(loss)
             fit.step()
-            total += loss.item()
+            total += loss.detach()
+        mean = accelerator.reduce(total, "mean").item() / steps  # the same in every process
         seen = features_of(fit.averaged.encoder, main.images, splits.validation)
-        fit.record(total / steps, rank=effective_rank(seen))
+        fit.record(mean, rank=effective_rank(seen))
     return pd.DataFrame(fit.history)
 
 

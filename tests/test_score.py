@@ -351,7 +351,8 @@ def test_masses_are_scored_with_their_uncertainty(
     pq.write_table(pa.table({"X_jet": columns["X_jet"]}), tmp_path / "unknown.parquet")
     with pytest.raises(InputError, match="expected a column 'm', found X_jet"):
         score(task, str(tmp_path / "unknown.parquet"))
-    table = pd.read_csv(score(task, str(tmp_path / "unknown.parquet"), predictions_only=True))
+    out = score(task, str(tmp_path / "unknown.parquet"), predictions_only=True).predictions
+    table = pd.read_csv(out)
     assert list(table) == ["event", "mass", "sigma"]
     np.testing.assert_allclose(table["mass"], total, rtol=1e-5)
     assert "20 events scored; no metrics" in capsys.readouterr().out
