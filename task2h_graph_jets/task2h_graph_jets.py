@@ -1339,8 +1339,8 @@ metrics = run.save_metrics(
 # the only one with mirror images in training, where the graphs are invariant. So capacity may be part of its lead. Halving the nodes does
 # not hurt the sparse graph; whether many more would help was not tried. Resolution is the explanation that we find most
 # plausible, not one that this run proves: an image shows how several hundred soft hits lie beside each other, pixel by pixel.
-# The lead grows with training: with a fifth of the jets and half the passes (the table of rates in section 4) it is a third
-# of what it is with all of them. Where the two disagree, the image separates much better. How much of such a fine pattern
+# The lead grows with training: with a part of the jets and half the passes (the table of rates in section 4) it is
+# smaller than with all of them. Where the two disagree, the image separates much better. How much of such a fine pattern
 # is physics and how much the simulation's readout only official jets can tell.
 #
 # **Limits.** A number obtained on stand-in jets says how the methods compare on the same jets; it does not predict the AUC
