@@ -547,8 +547,8 @@ def kinds_of(truth: pd.DataFrame) -> tuple[dict, dict]:
     photon, electron = y_test == 0, y_test == 1
     photons = {
         "not converted": photon & (radius == 0),
-        "converted beyond 30 cm": photon & (radius > 30),
-        "converted within 30 cm": photon & (radius > 0) & (radius <= 30),
+        "converted\nbeyond 30 cm": photon & (radius > 30),
+        "converted\nwithin 30 cm": photon & (radius > 0) & (radius <= 30),
     }
     electrons = {f"{n}": electron & (radiated == n) for n in range(3)}
     return photons, electrons | {"3 or more": electron & (radiated > 2)}
@@ -705,8 +705,8 @@ counts = {part: len(rows) for part, rows in parts}
 on_official = {
     arm: {"roc_auc": on_real[arm], "info": {"description": words}}
     for arm, words in (
-        ("energy_only", "trained on stand-ins only, 100 real images"),
-        ("official_network", "others' network, trained on official events, the same images"),
+        ("energy_only", "trained on stand-ins only (100 real images)"),
+        ("official_network", "network of others, trained on official events (100 real images)"),
     )
     if arm in on_real
 }
@@ -730,7 +730,9 @@ metrics = run.save_metrics(
     variants={
         "official_rows": on_official,
         "official_network_on_stand_ins": foreign,
-        "auc_by_kind": {f"{arm}, {kind}": auc for (arm, kind), auc in by_kind.items()},
+        "auc_by_kind": {
+            f"{arm}, {kind}".replace("\n", " "): auc for (arm, kind), auc in by_kind.items()
+        },
     },
     claims={sentence: bool(true) for sentence, true in claims.items()},
     **sizes[headline],
