@@ -670,7 +670,7 @@ def pretrain(job: PreTraining, encoder: nn.Module) -> pd.DataFrame:
     fit = Training(folder, model, optimizer, schedule, accelerator, ema_decay=0.99,
                    higher_is_better=False)  # fmt: skip
     for epoch in fit.epochs(job.passes):
-        rng, total = epoch_generator(job.seed, epoch), 0.0
+        rng, total = epoch_generator(job.seed, epoch), torch.zeros((), device=fit.device)
         for batch in fit.batches(np.arange(job.jets), size, job.seed):
             views = [towers_of(unlabelled, batch, job.views, rng) for _ in range(2)]
             with accelerator.autocast():
@@ -678,9 +678,10 @@ def pretrain(job: PreTraining, encoder: nn.Module) -> pd.DataFrame:
             loss = LOSSES[job.loss](a, b)
             fit.backward(loss)
             fit.step()
-            total += loss.item()
+            total += loss.detach()
+        mean = accelerator.reduce(total, "mean").item() / steps  # the same in every process
         seen = features_of(fit.averaged.encoder, main.images, splits.validation)
-        fit.record(total / steps, rank=effective_rank(seen))
+        fit.record(mean, rank=effective_rank(seen))
     return pd.DataFrame(fit.history)
 
 
@@ -1568,23 +1569,23 @@ metrics = run.save_metrics(
 # it is scored.
 #
 # <!-- after standard -->
-# **Few labels.** This is where pre-training pays. An encoder from scratch must find out from forty jets which of
+# **Few labels.** Here pre-training is expected to pay. An encoder from scratch must find out from forty jets which of
 # thousands of patterns matter; the pre-trained one has ordered the patterns before, and the labels only have to name
 # the directions. Trees have no such step, and the curves of section 6 show how many labels they need to catch up.
 #
 # <!-- after standard -->
-# **All labels.** Here the lead has to be small: thousands of labels and the views, which are a form of knowledge that
+# **All labels.** Here the lead is expected to be small: thousands of labels and the views, which are a form of knowledge that
 # scratch gets, too, tell the network nearly the same as the unlabelled jets do. Scratch with the same total compute
 # is the rival that counts, and section 6 shows the difference with its sign.
 #
 # <!-- after standard -->
-# **Momentum.** Images scaled to their largest pixel have lost the energy. What is left is how many particles there
+# **Momentum.** What was expected: images scaled to their largest pixel have lost the energy. What is left is how many particles there
 # are and how collimated a decay is, and the shapes hold most of it. No network should be expected to do much better
 # than trees here.
 #
 # <!-- after standard -->
 # **The transformer** sees the most active towers as a set with places. Neighbourhood, which a convolution has from the
-# start, it has to learn from jets, and after equal passes its features are worth less. Whether pre-training helps it
+# start, it has to learn from jets, and after equal passes its features may be worth less. Whether pre-training helps it
 # is read off its two rows: they differ in nothing else.
 #
 # **What the views decide.** An embedding forgets what views change. Flips and shifts are safe; smearing and drop-out

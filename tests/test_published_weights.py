@@ -42,16 +42,12 @@ Entry = dict[str, float]
 
 
 def vae_2c(task: ModuleType, card: Card) -> nn.Module:
-    sparse, coded = task.ARMS[card["arm"]]
-    towers = SparseImages.from_dense(np.ones((2, 8, 25, 25), np.float32))
-    start = task.average_jet(towers, np.arange(2))
-    return task.Autoencoder(sparse, max(task.KS) if coded else 0, start)
+    start = task.average_jet(torch.ones(2, task.N_FEATURES, task.GRID, task.GRID))
+    return task.Autoencoder(task.ARMS[card["arm"]], start)
 
 
 def classifier_2c(task: ModuleType, card: Card) -> nn.Module:
-    sparse = card["network"].startswith("sparse")
-    encoder = task.Encoder(sparse, int(card["k"]), ast.literal_eval(card["widths"]))
-    return task.Classifier(encoder)
+    return task.Classifier(task.ARMS[card["arm"]], ast.literal_eval(card["widths"]))
 
 
 def encoder_2g(task: ModuleType, card: Card) -> nn.Module:
@@ -97,8 +93,8 @@ BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("task2c_sparse_vae", "*"): classifier_2c,
     ("task2d_diffusion", "codec*"): codec_2d,
     ("task2d_diffusion", "*"): lambda task, card: task.NETWORKS[card["arm"]](),
-    ("task2e_mass_regression", "conditional_density*"): lambda task, _: task.ConditionalDensity(),
-    ("task2e_mass_regression", "falling_prior*"): lambda task, _: task.build_model("all channels"),
+    ("task2e_mass_regression", "density*"): lambda task, _: task.ConditionalDensity(),
+    ("task2e_mass_regression", "falling*"): lambda task, _: task.build_model("all"),
     ("task2e_mass_regression", "*"): lambda task, card: task.build_model(card["arm"]),
     ("task2g_ssl_vit", "*pretrained*"): encoder_2g,
     ("task2g_ssl_vit", "*"): lambda task, card: task.JetNetwork(encoder_2g(task, card)),

@@ -70,14 +70,14 @@ def super_resolution(folder: Path) -> Training:
 
 def sparse(folder: Path, classes: bool = False) -> Training:
     notebook = notebook_of(test_task2c_sparse_vae, folder, test_task2c_sparse_vae.toy_jets(150))
-    schedule = notebook.Schedule(2, 16)
+    arm, schedule = notebook.ARMS["sparse"], notebook.Schedule(2, 16)
     if not classes:
-        return notebook, lambda: notebook.pretrain("sparse", 0, schedule, 0.1, 8, 64).weights
+        return notebook, lambda: notebook.pretrain("a", arm, 0, schedule, np.arange(64)).weights
 
     def train() -> Weights:
         seed_everything(0)
-        model = notebook.Classifier(notebook.Encoder(True, 8))
-        return notebook.classify("a", model, schedule, 0).weights
+        model = notebook.Classifier(arm)
+        return notebook.classify("a", model, 0, schedule, notebook.splits.train).weights
 
     return notebook, train
 
@@ -103,9 +103,8 @@ def generators(folder: Path, arm: str) -> Training:
 def mass(folder: Path) -> Training:
     notebook = notebook_of(test_task2e_mass_regression, folder)
     config = replace(notebook.CONFIGS["smoke"], epochs=2, batch_size=8)
-    rows, check = notebook.splits.train[:32], notebook.splits.validation
-    job = ("a", "all channels", notebook.dataset, rows, check, config, 0)
-    return notebook, lambda: notebook.train_arm(*job)[1]
+    job = notebook.Job("all", 0, notebook.splits.train[:32], notebook.splits.validation)
+    return notebook, lambda: notebook.run_job(job, config)[1]
 
 
 def self_supervision(folder: Path, labels: bool = False) -> Training:
