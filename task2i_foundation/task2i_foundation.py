@@ -472,15 +472,16 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
     folder = run.directory / "state" / job.name
     fit = Training(folder, model, optimizer, schedule, accelerator, ema_decay=0.99)
     for number in fit.epochs(rounds):
-        rng, total = epoch_generator(job.training, number), 0.0
+        rng, total = epoch_generator(job.training, number), torch.zeros((), device=fit.device)
         # Every jet equally often, or one time more or less.
         pool = np.resize(rng.permutation(rows), steps * size * accelerator.num_processes)
         for batch in fit.batches(pool, size, job.training):
             loss = loss_of(fit, job, batch, rng)
             fit.backward(loss)
             fit.step()
-            total += loss.item()
-        fit.record(-total / steps if job.arm in FREE else validated(fit.averaged, sets[job.data]))
+            total += loss.detach()
+        mean = accelerator.reduce(total, "mean").item() / steps  # the same in every process
+        fit.record(-mean if job.arm in FREE else validated(fit.averaged, sets[job.data]))
     return pd.DataFrame(fit.history)
 
 
