@@ -55,19 +55,19 @@ LOADERS: dict[str, Callable[..., LoadedDataset]] = {
 }
 
 
-def _prepare_foundation(source: str, profile: str) -> str:
-    """The jets of task 2g, and some thousand of those that the encoder is transferred to."""
-    few = "smoke" if profile == "smoke" else "quick"
-    others = (load(source, few).description for load in (load_quark_gluon, load_top_mass))
-    return "; ".join([_prepare_self_supervision(source, profile), *others])
-
-
 def _with_fresh(load: Callable[..., LoadedDataset], source: str, profile: str) -> str:
     """A task's jets, and where they are stand-ins those that nobody has seen."""
     jets = load(source, profile)
     if jets.source != "standin":
         return jets.description
     return f"{jets.description}; {load(source, profile, fresh=True).description}"
+
+
+def _prepare_foundation(source: str, profile: str) -> str:
+    """The jets of task 2g, and some thousand of those that the encoder is transferred to."""
+    few = "smoke" if profile == "smoke" else "quick"
+    others = (load(source, few).description for load in (load_quark_gluon, load_top_mass))
+    return "; ".join([_with_fresh(load_jets8, source, profile), *others])
 
 
 def _prepare_top_mass(source: str, profile: str) -> str:
