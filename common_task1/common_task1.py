@@ -709,7 +709,7 @@ for (arm, seed), model in models.items():
 def described(arm: str) -> dict:
     """Results of one arm, with its size, for metrics.json."""
     info = {"description": LABELS[arm], **sizes.get(arm, {})}
-    return {"roc_auc": comparison.entry(arm), "info": info}
+    return {"roc_auc": comparison.entry(arm, headline), "info": info}
 
 
 constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
