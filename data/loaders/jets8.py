@@ -26,6 +26,7 @@ CLASSES = ("QCD", "top")  # Y = 0, 1: assumed, the official files do not say
 SHAPE = (len(CHANNELS), 125, 125)
 NUMBERS = ("Y", "m", "pT")
 SPLIT_SEED = 0  # of the one split that all four tasks share
+FRESH_SEED = 20260207  # of the stand-in jets that no training sees
 UNLABELLED, LABELLED, FULL = range(3)  # places in the catalog
 
 
@@ -35,6 +36,7 @@ def load_jets8(
     path: Paths | None = None,
     require_both_classes: bool = False,
     labelled: bool = True,
+    fresh: bool = False,
 ) -> "Jets8Dataset":
     """Boosted tops and QCD jets as (8, 125, 125) images: many without, some with a label.
 
@@ -43,7 +45,9 @@ def load_jets8(
     in seven is a labelled one. ``path`` reads all jets of other files instead: HDF5 in an official
     schema, one or several (a list, or one string with commas), also URLs; files with Y are the
     labelled ones, m and pT are NaN where a file has none. Without ``labelled`` only the unlabelled
-    file is needed and read: what task 2d takes.
+    file is needed and read: what task 2d takes. ``fresh``: labelled stand-in jets that no training
+    has seen (simulated with another seed), and none without a label; of the official files there
+    are no others, their user takes the test part of the split.
 
     Raises InputError for unusable files and, if ``require_both_classes``, for labelled jets of one
     class only.
@@ -54,8 +58,11 @@ def load_jets8(
         return [*sizes_of(n_events).values()][: len(catalog["file"])]
 
     catalog = _catalog(labelled)
-    source, files, limit = source_files(catalog, source, profile, path, _simulate, share)
-    sizes = {} if limit is None else sizes_of(limit)
+    simulate = _simulate_fresh if fresh else _simulate
+    source, files, limit = source_files(catalog, source, profile, path, simulate, share)
+    # Of given files, and of those with fresh jets, every jet is read.
+    all_jets = limit is None or (fresh and source == "standin")
+    sizes = {} if all_jets else sizes_of(limit)
     keys = {file: _keys(file) for file in files}
 
     def check(file: Path) -> tuple[int, Keys]:
@@ -106,6 +113,45 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
     return [unlabelled, full][: len(catalog["file"])], n_events
 
 
+def _simulate_fresh(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
+    n_events = catalog["fresh_events"][profile]
+    return [simulate_labelled(n_events, paths.STANDIN / "fresh", FRESH_SEED)], n_events
+
+
+def simulate_labelled(n_events: int, directory: Path, seed: int) -> Path:
+    """A labelled file alone, half of it tops: `generate` makes six jets without a label for each.
+
+    Returns at once when the file is there already. Raises InputError when the disk is too full.
+    """
+    from data.simulate import jets8, shards
+
+    file = directory / jets8.file_name("full", n_events)
+    if jets8.is_complete(file, n_events, seed):
+        return file
+    folder = file.with_name(f".jets8_n{n_events}_s{seed}_{jets8.simulation_version()}.part")
+    jobs, of_class = [], []
+    for label in (0, 1):
+        n_class = (n_events + 1 - label) // 2
+        sizes = [
+            min(jets8.SHARD_EVENTS, n_class - k) for k in range(0, n_class, jets8.SHARD_EVENTS)
+        ]
+        seeds = np.random.SeedSequence((seed, label)).spawn(len(sizes))
+        jobs += [(size, label == 1, spawned) for size, spawned in zip(sizes, seeds, strict=True)]
+        of_class += [label] * len(sizes)
+    with shards.workplace(folder, need_bytes=2 * jets8.JET_BYTES * n_events):
+        parts = shards.produce(
+            jets8.simulate_shard, jobs, folder, weights=[size for size, *_ in jobs],
+            label="tops and QCD jets with a label",
+            prepare=lambda: jets8.simulate_shard(1, True, np.random.SeedSequence(0)),
+        )  # fmt: skip
+        halves = tuple(
+            [part for part, label in zip(parts, of_class, strict=True) if label == wanted]
+            for wanted in (0, 1)
+        )
+        jets8.write(file, "full", halves, n_events, seed)
+    return file
+
+
 def _keys(file: Path) -> Keys:
     """The datasets to read."""
     with open_hdf5(file) as found:
@@ -141,9 +187,13 @@ class Jets8Dataset(LoadedDataset):
         """How many jets have a label."""
         return len(self.y)
 
-    def splits(self) -> Splits:
-        """Train, validation and test of the labelled jets, stratified: 64, 16 and 20 %."""
-        return split(self.y, SPLIT_SEED)
+    def splits(self, validation: float = 0.16) -> Splits:
+        """Train, validation and test of the labelled jets, stratified: 64, 16 and 20 %.
+
+        Another share for ``validation`` is taken from or given to the training jets: the test jets
+        are the same for all tasks.
+        """
+        return split(self.y, SPLIT_SEED, (0.8 - validation, validation, 0.2))
 
     def unlabelled_splits(self) -> Splits:
         """Of the unlabelled jets, for tasks that test on them (2d): 64, 16 and 20 %."""
