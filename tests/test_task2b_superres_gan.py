@@ -273,26 +273,10 @@ def test_the_same_noise_gives_the_same_jet_and_other_noise_another(notebook):
     assert not torch.equal(one[:, :2], other[:, :2])
 
 
-def test_the_latent_map_changes_neighbours_together(notebook):
-    torch.manual_seed(0)
-    network = notebook.build("gan", CUT).eval()
-    assert network.latent.weight.abs().mean() > 0.01
-    low, _ = notebook.dataset.pair(np.arange(30))
-    noise = noise_for(network, low)
-    moved = noise.clone()
-    moved[:, :2, 20:40, 20:40] += 3.0  # other latent numbers there, the same numbers of every cell
-    jet, cell = notebook.active_cells(low)
-    row, column = cell // 64, cell % 64
-    reached = (row > 18) & (row < 41) & (column > 18) & (column < 41)
-    with torch.no_grad():
-        latents = [notebook.windows(z[:, :2], jet, cell, 1).flatten(1) for z in (noise, moved)]
-        one, two = (network.latent(z) for z in latents)
-        first, second = (notebook.to_blocks(network(low, z)[:, :2]) for z in (noise, moved))
-    torch.testing.assert_close((one != two).any(1), reached)
-    changed = (first != second)[jet, cell].flatten(1).any(1)
-    assert changed[reached].float().mean() > 0.02
-    assert changed[reached].float().mean() > 5 * changed[~reached].float().mean()
-    assert notebook.build("likelihood", CUT).latent is None
+def test_cells_follow_those_drawn_before_unless_they_are_independent(notebook):
+    low, _ = notebook.dataset.pair(np.arange(20))
+    assert notebook.followers(random_network(notebook, "gan", 0.3), low) > 0.02
+    assert notebook.followers(random_network(notebook, "independent", 0.3), low) == 0
 
 
 def test_a_cell_depends_on_drawn_neighbours_only(notebook):
@@ -381,13 +365,51 @@ def test_gradients_reach_every_weight(notebook):
     low, high = notebook.dataset.pair(np.arange(6))
     network.loss(low, high).backward()
     trained = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}
-    assert trained == {n for n, _ in network.named_parameters()} - {"latent.weight"}
-    network.zero_grad()
-    pixels, _ = network.draw(low, noise_for(network, low), *notebook.active_cells(low))
-    (pixels * torch.randn_like(pixels)).sum().backward()
-    # The adversarial term reaches the patterns straight through, the shares, and the latent map
-    for parameter in (network.patterns.weight, network.latent.weight, network.shares[1].weight):
-        assert parameter.grad.abs().sum() > 0
+    assert trained == {n for n, _ in network.named_parameters()}
+
+
+def test_adversarial_loss_against_a_loop(notebook, monkeypatch):
+    """Every cell's log-probability is charged with the patches that contain it."""
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no dequantisation noise
+    network = random_network(notebook, "gan")
+    low, jet, cell, truth, _ = cells_of(notebook, np.arange(4))
+    _, high = notebook.dataset.pair(np.arange(4))
+    noise = noise_for(network, low)
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)
+    with torch.no_grad():
+        drawn = network.draw(low, noise, jet, cell)
+        index = notebook.around(jet, cell, 4)
+
+        def score(x):  # of the patch around every cell
+            return notebook.seen(x, (x != 0).float())[index].sum((1, 2))
+
+        told = np.log1p(np.exp((score(truth) - score(drawn[0])).double().numpy()))
+        told = (told - told.mean()) / told.std(ddof=1)
+        each = network.losses(low, drawn[0], slice(None)).numpy()
+        expected = 0.0
+        for n in range(len(cell)):
+            beside = [told[k] for k in index[n].tolist() if k < len(cell)]
+            expected -= sum(beside) / 9 * each[n] / len(cell)
+        found = network.adversarial_loss(low, high, lambda x: x.sum((1, 2, 3))).item()
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_adversarial_loss_lowers_what_is_told(notebook):
+    """A judge that takes ECAL hits for drawn: fewer of them are drawn."""
+    network = random_network(notebook, "gan").train()
+    low, high = notebook.dataset.pair(np.arange(20))
+
+    def hits() -> float:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return notebook.drawing(network, low)[1][:, 1].mean().item()
+
+    before, optimizer = hits(), torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(25):
+        optimizer.zero_grad()
+        network.adversarial_loss(low, high, lambda x: -x[:, 3].sum((1, 2))).backward()
+        optimizer.step()
+    assert hits() < 0.8 * before
 
 
 # Losses --------------------------------------------------------------------------------------
@@ -547,18 +569,14 @@ def test_pairs_of_patches_are_of_the_same_place(notebook):
     low, high = notebook.dataset.pair(np.arange(4))
     jet, cell = notebook.active_cells(low)
     blocks = notebook.to_blocks(high[:, :2])[jet, cell]
-    torch.manual_seed(0)
     real, fake = notebook.patch_pairs(low, high, (blocks, (blocks != 0).float()))
     assert torch.equal(real, fake)
-    assert real.shape == (4 * notebook.CENTRES, 4, 6, 6)
     assert torch.equal(real[:, 2:], (real[:, :2] != 0).float())
-    images = np.pad(notebook.signed_log(high[:, :2]).numpy(), ((0, 0), (0, 0), (3, 4), (3, 4)))
-    held = {
-        jet[:, 2 * row : 2 * row + 6, 2 * column : 2 * column + 6].tobytes()
-        for jet in images
-        for row, column in product(range(64), repeat=2)
-    }
-    assert all(patch[:2].numpy().tobytes() in held for patch in real)
+    images = torch.nn.functional.pad(high[:, :2], (3, 4, 3, 4))
+    for n in range(0, len(cell), 5):
+        row, column = (2 * int(x) for x in divmod(int(cell[n]), 64))
+        window = images[jet[n], :, row : row + 6, column : column + 6]
+        torch.testing.assert_close(real[n, :2], notebook.signed_log(window))
 
 
 def test_classifier_learns_one_batch_and_tells_held_out_patches(notebook):
@@ -576,7 +594,7 @@ def test_classifier_learns_one_batch_and_tells_held_out_patches(notebook):
     generator = random_network(notebook, "likelihood")
     with torch.no_grad():
         generator.patterns.bias[15 + 14] = 60.0
-    assert notebook.told_apart(Even(), generator, "cpu") > 0.6
+    assert notebook.told_apart(Even(), generator, "cpu") > 0.55
 
 
 # Training ------------------------------------------------------------------------------------
@@ -704,15 +722,6 @@ def test_track_errors_of_an_average_and_of_a_blind_draw(notebook):
     one = (2 + 2**0.5) / 4
     np.testing.assert_allclose(error[0], 0.5**0.5, rtol=1e-5)
     np.testing.assert_allclose(blind, [one, 2 * one], rtol=1e-5)
-
-
-def test_psnr_and_ssim_of_a_known_difference(notebook):
-    a = np.zeros((1, 3, 20, 20), np.float32)
-    b = a.copy()
-    b[0, 0, 3, 4] = np.e - 1  # one on the logarithmic scale
-    assert notebook.psnr(a, b)[0] == pytest.approx(10 * np.log10(np.log(101) ** 2 * 1200))
-    assert notebook.ssim(a, a)[0] == pytest.approx(1)
-    assert notebook.ssim(a, b)[0] < 1
 
 
 def test_exported_graph_takes_the_official_layout_and_its_noise(notebook, tmp_path):
