@@ -697,7 +697,7 @@ def test_measurements_of_the_truth_are_perfect(notebook):
     _, high = jets.pair(rows)
     assert found.spectrum.sum() <= (high > 0).sum()
     row, column = np.mgrid[-62:63, -62:63]
-    inside = torch.as_tensor(row**2 + column**2 <= 62**2)  # of the last ring
+    inside = torch.as_tensor(row**2 + column**2 <= 40**2)  # of the last ring
     np.testing.assert_allclose(found.radial.sum(1), (high * inside).sum((0, 2, 3)), rtol=1e-4)
 
 
