@@ -68,7 +68,6 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
-from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 from torch.nn import functional as F
 
@@ -121,10 +120,10 @@ class Config:
 
 
 PASSES = {"start": 7, "likelihood": 5, "gan": 1, "independent": 7, "flow": 4, "srresnet": 2, "esrgan": 1}  # fmt: skip
-QUICK = dict.fromkeys(PASSES, 1) | {"start": 3, "independent": 2}
+QUICK = dict.fromkeys(PASSES, 1) | {"start": 2}
 CONFIGS = {
     "smoke": Config((0, 1), dict.fromkeys(PASSES, 1), 32, 20, (0.1, 0.3), 4, 60, 4),
-    "quick": Config((0, 1), QUICK, 32, 100, (), 8, 1_000, 20),
+    "quick": Config((0, 1), QUICK, 32, 100, (), 4, 400, 10),
     "standard": Config((0, 1, 2), PASSES, weights=(0.1, 0.3)),
     "full": Config((0, 1, 2, 3, 4), {arm: 4 * n for arm, n in PASSES.items()}, 64, 2_000, (0.1, 0.3, 1.0), 24, 50_000),
 }  # fmt: skip
@@ -567,13 +566,14 @@ class Generator(Drawing):
         """Its gradient is that of how clearly ``judge`` tells what is drawn from the truth."""
         jet, cell = active_cells(low)
         with torch.no_grad():
-            drawn = drawing(self, low)
-            real, fake = map(judge, patch_pairs(low, high, drawn))
+            made = drawn(self, low)
+            real, fake = map(judge, patch_pairs(low, high, made))
             told = F.softplus(real - fake)  # of the patch around each cell, (n,)
             told = (told - told.mean()) / told.std().clamp(min=1e-6)
             # A cell is charged with the mean of the patches that contain it.
             cost = F.pad(told, (0, 1))[around(jet, cell, len(low))].mean(1)
-        return -(cost * self.losses(low, drawn[0], slice(None))).mean()
+        blocks = to_blocks(made[:, :2])[jet, cell]
+        return -(cost * self.losses(low, blocks, slice(None))).mean()
 
 
 # %% [markdown]
@@ -719,18 +719,13 @@ class ImageNetwork(nn.Module):
     def forward(self, low: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return signed_exp(self.painted(low).clamp(-4, 4))
 
-    def draw(self, low: torch.Tensor, noise: torch.Tensor, jet: torch.Tensor, cell: torch.Tensor) -> tuple:  # fmt: skip
-        """Pixels and hits of tracks and ECAL in active cells, (n, 2, 4) each."""
-        x = to_blocks(self(low, noise)[:, :2])[jet, cell]
-        return x, (x != 0).to(x)
-
     def loss(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """Absolute difference on the signed log scale, per hit pixel of the truth."""
         return (self.painted(low) - signed_log(high)).abs().sum() / (high != 0).sum()
 
     def adversarial_loss(self, low: torch.Tensor, high: torch.Tensor, judge: nn.Module) -> torch.Tensor:  # fmt: skip
         """Gradients pass the discriminator to the pixels: nothing here is drawn."""
-        real, fake = map(judge, patch_pairs(low, high, drawing(self, low)))
+        real, fake = map(judge, patch_pairs(low, high, drawn(self, low)))
         return relativistic_loss(fake, real)
 
 
@@ -791,13 +786,21 @@ display(pd.DataFrame(sizes).T.rename_axis("arm"))
 R1 = 0.1  # gamma
 
 
+def patches(images: torch.Tensor, jet: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """Pixels around cells (n, 6, 6, 6): three channels on the signed log scale, and their hits."""
+    planes = signed_log(to_blocks(images)).flatten(2).permute(0, 2, 1)  # (B, 12, 4096)
+    values = windows(planes.unflatten(2, (LOW, LOW)), jet, cell, 1).view(-1, 3, 2, 2, 3, 3)
+    values = values.permute(0, 1, 4, 2, 5, 3).reshape(-1, 3, 6, 6)  # (n, C, 3, 2, 3, 2) before
+    return torch.cat([values, (values != 0).to(values)], 1)
+
+
 class PatchCNN(nn.Module):
-    """Logit (k,) of patches (k, 4, 6, 6): tracks and ECAL on the signed log scale, and their hits."""
+    """Logit (k,) of `patches` (k, 6, 6, 6)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(4, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(6, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
             nn.Conv2d(width, 2 * width, 3), nn.SiLU(), nn.Flatten(),
             nn.Linear(2 * width * 16, 64), nn.SiLU(), nn.Linear(64, 1),
         )  # fmt: skip
@@ -808,7 +811,7 @@ class PatchCNN(nn.Module):
 
 @torch.enable_grad()
 def fit_classifier(network: nn.Module, x: torch.Tensor, label: torch.Tensor, passes: int) -> None:
-    """Train a `PatchCNN` in place on patches (k, 4, 6, 6) with labels (k,)."""
+    """Train a `PatchCNN` in place on `patches` (k, 6, 6, 6) with labels (k,)."""
     steps = 1 + len(x) // 256  # per pass
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-3)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=passes * steps)
@@ -838,28 +841,24 @@ def discriminator_loss(judge: nn.Module, real: torch.Tensor, fake: torch.Tensor)
 
 
 # %%
-def drawing(network: nn.Module, low: torch.Tensor) -> tuple:
-    """Pixels and hits of the active cells, with fresh noise."""
-    noise = torch.randn(len(low), network.noise, LOW, LOW, device=low.device)
-    return network.draw(low, noise, *active_cells(low))
+def drawn(network: nn.Module, low: torch.Tensor) -> torch.Tensor:
+    """Images made of ``low`` with fresh noise."""
+    return network(low, torch.randn(len(low), network.noise, LOW, LOW, device=low.device))
 
 
-def patch_pairs(low: torch.Tensor, high: torch.Tensor, drawn: tuple) -> tuple[torch.Tensor, ...]:
-    """Real and drawn patches (n, 4, 6, 6) around the active cells."""
-    jet, cell = active_cells(low)
-    blocks, index = to_blocks(high[:, :2])[jet, cell], around(jet, cell, len(low))
-    both = (seen(*x)[index] for x in ((blocks, (blocks != 0).to(blocks)), drawn))  # (n, 9, 16)
-    both = (x.view(-1, 3, 3, 4, 2, 2).permute(0, 3, 1, 4, 2, 5) for x in both)
-    return tuple(x.reshape(-1, 4, 6, 6) for x in both)  # (n, 4, 3, 2, 3, 2) -> (n, 4, 6, 6)
+def patch_pairs(low: torch.Tensor, high: torch.Tensor, made: torch.Tensor) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """`patches` of true and of made images around all active cells."""
+    cells = active_cells(low)
+    return patches(high, *cells), patches(made, *cells)
 
 
 @torch.no_grad()
 def drawn_pairs(network: nn.Module, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """`patch_pairs` of jets ``rows``: (2, m, 4, 6, 6)."""
+    """`patch_pairs` of jets ``rows``: (2, m, 6, 6, 6)."""
     pairs = []
     for part in np.array_split(rows, 1 + len(rows) // 32):
         low, high = dataset.pair(part, device)
-        pairs.append(torch.stack(patch_pairs(low, high, drawing(network, low))))
+        pairs.append(torch.stack(patch_pairs(low, high, drawn(network, low))))
     return torch.cat(pairs, 1)
 
 
@@ -884,9 +883,9 @@ class Opponent:
     def step(self, generator: nn.Module, low: torch.Tensor, high: torch.Tensor) -> None:
         """One step on the jets of a batch."""
         with torch.no_grad():
-            drawn = drawing(generator, low)
+            pairs = patch_pairs(low, high, drawn(generator, low))
         self.judge.requires_grad_(True)
-        loss = self.network(*patch_pairs(low, high, drawn))
+        loss = self.network(*pairs)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
@@ -904,7 +903,7 @@ class Opponent:
 # %% [markdown]
 # **The loop** is the same for every network. A batch of 32 jets makes one step of the generator and four of the discriminator,
 # on two jets each. After every pass the moving average of the weights is scored on validation jets: by its own loss, or in
-# the adversarial training by how well small trees tell its patches from true ones.
+# the adversarial training by how well a convolutional network tells its patches from true ones.
 
 
 # %%
@@ -978,22 +977,6 @@ def validation_loss(network: nn.Module) -> float:
     return float(np.mean(values))
 
 
-@torch.no_grad()
-def image_patches(images: torch.Tensor, low: torch.Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """6 x 6 pixels around random active cells and their place modulo 5 (k, 110), and their jets (k,).
-
-    On the signed log scale; the same cells for one seed, whatever the images are.
-    """
-    jet, cell = (t.cpu() for t in active_cells(low))
-    order = np.random.default_rng(seed).permutation(len(jet))
-    chosen = torch.as_tensor(np.sort(order[: CONFIG.judged * len(low)]))
-    jet, cell = jet[chosen], cell[chosen]
-    planes = signed_log(to_blocks(images.cpu())).flatten(2).permute(0, 2, 1).unflatten(2, (LOW, LOW))  # fmt: skip
-    place = torch.stack([cell // LOW % 5, cell % LOW % 5], 1)
-    values = windows(planes, jet, cell, 1).flatten(1)  # (k, 12 x 9)
-    return torch.cat([values, place], 1).numpy(), jet.numpy()
-
-
 # %%
 def drawn_by(network: nn.Module, seed: int) -> Callable:
     """Maker of a network's images: the noise depends on the seed and the batch alone."""
@@ -1015,11 +998,16 @@ def images_of(make: Callable | None, jets: object, rows: np.ndarray) -> Iterator
 
 
 def patches_of(number: int, low: torch.Tensor, high: torch.Tensor, made: torch.Tensor) -> tuple:
-    """Patches (k, 110) of a batch of `images_of`, true and made, at the same cells; their jets (k,)."""
-    real, jet = image_patches(high, low, number)
-    # True patches are compared with those of other cells: no classifier may tell them apart.
-    fake, _ = image_patches(made, low, number + 1_000_000 * (made is high))
-    return real, fake, jet + 50 * number
+    """`patches` of a batch of `images_of` at random cells, true and made; their jets (k,)."""
+    jet, cell = active_cells(low)
+    count = torch.bincount(jet, minlength=len(low)).unsqueeze(1)  # cells of each jet
+    u = torch.rand(2, len(low), CONFIG.judged, generator=torch_generator(0, number))
+    rows = (count.cumsum(0) - count + (u * count).long()).flatten(1).clamp(max=len(jet) - 1)
+    # True patches are compared with others of their jets: no classifier may tell them apart.
+    real, fake = rows[0], rows[int(made is high)]
+    of_jet = np.repeat(np.arange(len(low)), CONFIG.judged) + 50 * number
+    found = (patches(x, jet[k], cell[k]).numpy() for x, k in ((high, real), (made, fake)))
+    return *found, of_jet
 
 
 def joined(parts: list[tuple]) -> tuple[np.ndarray, ...]:
@@ -1027,21 +1015,31 @@ def joined(parts: list[tuple]) -> tuple[np.ndarray, ...]:
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
+def cnn_scores(x: np.ndarray, label: np.ndarray, learn: np.ndarray, passes: int = 6) -> np.ndarray:
+    """Logits of the patches that are not in ``learn``, by a new CNN trained on those that are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = PatchCNN()
+    x, target = torch.as_tensor(x), torch.as_tensor(label, dtype=torch.float32)
+    fit_classifier(network, x[learn], target[learn], passes)
+    with torch.no_grad():
+        return torch.cat([network(part) for part in x[~learn].split(2048)]).numpy()
+
+
 def quick_auc(network: nn.Module) -> float:
-    """How well small trees tell patches of one half of the validation jets, trained on the other."""
+    """How well a CNN tells patches of one half of the validation jets, trained on the other."""
     images = images_of(drawn_by(network.eval(), 0), dataset, splits.validation[:1000])
     real, fake, jet = joined([patches_of(*batch) for batch in images])
     network.train()
     x, label = np.concatenate([real, fake]), np.repeat([0, 1], len(real))
-    first = np.tile(jet % 2 == 0, 2)
-    trees = HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(x[first], label[first])
-    return roc_auc(label[~first], trees.predict_proba(x[~first])[:, 1])
+    learn = np.tile(jet % 2 == 0, 2)
+    return roc_auc(label[~learn], cnn_scores(x, label, learn))
 
 
 # %% [markdown]
 # **Judges.** The number that decides in the end: how well a classifier tells generated patches from true ones of the same
-# place, 0.5 if it cannot. Two judges that the generator has never met try it: tuned boosted trees on the pixels and their
-# place in the towers, and a convolutional network. They train on one half of the test jets and are scored on the other
+# place, 0.5 if it cannot. Two judges that the generator has never met try it: tuned boosted trees on the pixels, and a
+# convolutional network of the discriminator's kind. They train on one half of the test jets and are scored on the other
 # half; the worse result counts.
 
 
@@ -1053,19 +1051,11 @@ def judged(name: str, real: np.ndarray, fake: np.ndarray, jet: np.ndarray) -> di
     stop = learn & (number % 6 == 0)  # one jet in six tunes the trees
 
     def scores() -> dict[str, np.ndarray]:
-        order = np.random.default_rng(0).permutation(np.flatnonzero(learn & ~stop))
-        trees = tuned_trees(x[order], label[order], x[stop], label[stop], tuning_events=20_000)
-        # Pixels of tracks and ECAL: (k, 2, 2, 2, 3, 3) -> (k, 2, 6, 6)
-        image = torch.as_tensor(x[:, :72]).view(-1, 2, 2, 2, 3, 3).permute(0, 1, 4, 2, 5, 3)
-        image = image.reshape(-1, 2, 6, 6)
-        image = torch.cat([image, (image != 0).to(image)], 1)
-        seed_everything(0)
-        cnn = PatchCNN()
-        fit_classifier(cnn, image[learn], torch.as_tensor(label[learn]).float(), passes=6)
-        with torch.no_grad():
-            logits = torch.cat([cnn(part) for part in image[~learn].split(2048)]).numpy()
-        trees = trees.model.decision_function(x[~learn])
-        return {"trees": trees, "CNN": logits, "jet": number[~learn]}
+        flat = x[:, :3].reshape(len(x), -1)
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(learn & ~stop))
+        trees = tuned_trees(flat[rows], label[rows], flat[stop], label[stop], tuning_events=20_000)
+        trees = trees.model.decision_function(flat[~learn])
+        return {"trees": trees, "CNN": cnn_scores(x, label, learn), "jet": number[~learn]}
 
     file = f"judged-{name}-{joblib.hash((real, fake))[:12]}.joblib"  # other images, other scores
     return computed_once(run.directory / "state" / file, scores)
@@ -1122,8 +1112,8 @@ FIRST = ("start", "independent", "flow", "srresnet")
 run_jobs([job_of(arm, seed) for arm in FIRST for seed in CONFIG.seeds])
 
 # %% [markdown]
-# **The weight** $\lambda$ is chosen on validation jets: small trees learn to tell the patches of half of them and are scored on
-# the other half.
+# **The weight** $\lambda$ is chosen on validation jets: a convolutional network learns to tell the patches of half of them and is
+# scored on the other half.
 
 # %%
 weight = WEIGHT
@@ -1384,7 +1374,7 @@ plt.show()
 
 
 # %%
-def tagger(make: Callable | None) -> HistGradientBoostingClassifier:
+def tagger(make: Callable | None) -> object:
     """Trees tuned on what ``make`` makes of training jets; None: on true ones."""
     rows, tables = (splits.train[: CONFIG.tagger_jets], splits.validation), []
     for part in rows:

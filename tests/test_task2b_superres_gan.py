@@ -377,20 +377,20 @@ def test_adversarial_loss_against_a_loop(notebook, monkeypatch):
     noise = noise_for(network, low)
     monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)
     with torch.no_grad():
-        drawn = network.draw(low, noise, jet, cell)
-        index = notebook.around(jet, cell, 4)
+        made, index = network(low, noise), notebook.around(jet, cell, 4)
+        blocks = notebook.to_blocks(made[:, :2])[jet, cell]
 
-        def score(x):  # of the patch around every cell
-            return notebook.seen(x, (x != 0).float())[index].sum((1, 2))
+        def score(x):  # of the patch around every cell: pixels of tracks and ECAL
+            return notebook.seen(x, 0 * x)[index].sum((1, 2))
 
-        told = np.log1p(np.exp((score(truth) - score(drawn[0])).double().numpy()))
+        told = np.log1p(np.exp((score(truth) - score(blocks)).double().numpy()))
         told = (told - told.mean()) / told.std(ddof=1)
-        each = network.losses(low, drawn[0], slice(None)).numpy()
+        each = network.losses(low, blocks, slice(None)).numpy()
         expected = 0.0
         for n in range(len(cell)):
             beside = [told[k] for k in index[n].tolist() if k < len(cell)]
             expected -= sum(beside) / 9 * each[n] / len(cell)
-        found = network.adversarial_loss(low, high, lambda x: x.sum((1, 2, 3))).item()
+        found = network.adversarial_loss(low, high, lambda x: x[:, :2].sum((1, 2, 3))).item()
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
@@ -402,12 +402,12 @@ def test_adversarial_loss_lowers_what_is_told(notebook):
     def hits() -> float:
         torch.manual_seed(1)
         with torch.no_grad():
-            return notebook.drawing(network, low)[1][:, 1].mean().item()
+            return (notebook.drawn(network, low)[:, 1] != 0).float().sum().item()
 
     before, optimizer = hits(), torch.optim.Adam(network.parameters(), 1e-2)
     for _ in range(25):
         optimizer.zero_grad()
-        network.adversarial_loss(low, high, lambda x: -x[:, 3].sum((1, 2))).backward()
+        network.adversarial_loss(low, high, lambda x: -x[:, 4].sum((1, 2))).backward()
         optimizer.step()
     assert hits() < 0.8 * before
 
@@ -553,35 +553,36 @@ def test_relativistic_loss_is_the_formula(notebook):
 
 def test_discriminator_loss_has_the_penalty_on_its_slope(notebook):
     class Linear(torch.nn.Module):
-        weight = torch.linspace(-1, 2, 4 * 36).view(4, 6, 6)
+        weight = torch.linspace(-1, 2, 6 * 36).view(6, 6, 6)
 
-        def forward(self, patches):
-            return (patches * self.weight).sum((1, 2, 3))
+        def forward(self, x):
+            return (x * self.weight).sum((1, 2, 3))
 
-    real, fake = torch.randn(2, 5, 4, 6, 6)
+    real, fake = torch.randn(2, 5, 6, 6, 6)
     found = notebook.discriminator_loss(Linear(), real, fake).item()
     margin = ((fake - real) * Linear.weight).sum((1, 2, 3)).numpy()
     penalty = notebook.R1 / 2 * Linear.weight.square().sum().item()
     assert found == pytest.approx(np.log1p(np.exp(margin)).mean() + penalty, rel=1e-4)
 
 
-def test_pairs_of_patches_are_of_the_same_place(notebook):
+def test_patches_are_pixels_around_cells(notebook):
     low, high = notebook.dataset.pair(np.arange(4))
     jet, cell = notebook.active_cells(low)
-    blocks = notebook.to_blocks(high[:, :2])[jet, cell]
-    real, fake = notebook.patch_pairs(low, high, (blocks, (blocks != 0).float()))
-    assert torch.equal(real, fake)
-    assert torch.equal(real[:, 2:], (real[:, :2] != 0).float())
-    images = torch.nn.functional.pad(high[:, :2], (3, 4, 3, 4))
+    real, fake = notebook.patch_pairs(low, high, 2 * high)
+    assert real.shape == fake.shape == (len(cell), 6, 6, 6)
+    assert torch.equal(real[:, 3:], (real[:, :3] != 0).float())
+    assert torch.equal(real[:, 3:], fake[:, 3:])
+    images = torch.nn.functional.pad(high, (3, 4, 3, 4))
     for n in range(0, len(cell), 5):
         row, column = (2 * int(x) for x in divmod(int(cell[n]), 64))
         window = images[jet[n], :, row : row + 6, column : column + 6]
-        torch.testing.assert_close(real[n, :2], notebook.signed_log(window))
+        torch.testing.assert_close(real[n, :3], notebook.signed_log(window))
+        torch.testing.assert_close(fake[n, :3], notebook.signed_log(2 * window))
 
 
 def test_classifier_learns_one_batch_and_tells_held_out_patches(notebook):
     torch.manual_seed(0)
-    network, x = notebook.PatchCNN(), torch.randn(32, 4, 6, 6)
+    network, x = notebook.PatchCNN(), torch.randn(32, 6, 6, 6)
     label = torch.arange(32) % 2
     notebook.fit_classifier(network, x, label.float(), passes=60)
     assert ((network(x) > 0) == label).all()
@@ -589,7 +590,7 @@ def test_classifier_learns_one_batch_and_tells_held_out_patches(notebook):
 
     class Even(torch.nn.Module):  # tells hits in every pixel from others
         def forward(self, x):
-            return -x[:, 3].mean((1, 2))
+            return -x[:, 4].mean((1, 2))
 
     generator = random_network(notebook, "likelihood")
     with torch.no_grad():
@@ -645,39 +646,10 @@ def test_interrupted_training_continues_bit_for_bit(notebook, tmp_path):
 # Measurements --------------------------------------------------------------------------------
 
 
-def test_patches_are_pixels_around_cells(notebook):
-    low, high = notebook.dataset.pair(np.arange(4))
-    patches, jet = notebook.image_patches(high, low, 0)
-    again, _ = notebook.image_patches(2 * high, low, 0)
-    assert patches.shape == (len(jet), 110)
-    np.testing.assert_array_equal(patches == 0, again == 0)  # the same cells
-    pixels = (
-        patches[:, :108].reshape(-1, 3, 2, 2, 3, 3).transpose(0, 1, 4, 2, 5, 3).reshape(-1, 3, 6, 6)
-    )
-    scaled = np.pad(notebook.signed_log(high).numpy(), ((0, 0), (0, 0), (3, 4), (3, 4)))
-    found = 0
-    for patch, j, place in zip(pixels, jet, patches[:, 108:], strict=True):
-        for row, column in product(range(64), repeat=2):
-            if (row % 5, column % 5) != tuple(place):
-                continue
-            window = scaled[j, :, 2 * row : 2 * row + 6, 2 * column : 2 * column + 6]
-            if np.array_equal(window, patch):
-                found += 1
-                break
-    assert found == len(jet)
-
-
 def test_judges_find_a_shift_and_nothing_in_noise(notebook):
-    notebook.CONFIG = replace(notebook.CONFIG, judged=8)
-    rng = np.random.default_rng(0)
     jet = np.repeat(np.arange(300), 4)
-    a, b = rng.normal(size=(2, len(jet), 110)).astype(np.float32)
-    for x in (a, b):
-        x[:, 108:] = rng.integers(0, 5, (len(jet), 2))
-    b[:, 108:] = a[:, 108:]
-    shifted = b.copy()
-    shifted[:, :108] += 0.5
-    for fake, tells in ((shifted, True), (b, False)):
+    a, b = np.random.default_rng(0).normal(size=(2, len(jet), 6, 6, 6)).astype(np.float32)
+    for fake, tells in ((b + 0.5, True), (b, False)):
         scores = notebook.judged("toy", a, fake, jet)
         label = np.repeat([0, 1], len(scores["jet"]) // 2)
         for judge in ("trees", "CNN"):
@@ -702,14 +674,19 @@ def test_measurements_of_the_truth_are_perfect(notebook):
 
 
 def test_true_patches_are_compared_with_those_of_other_cells(notebook):
-    rows, jets = np.arange(20), notebook.dataset
-    (batch,) = notebook.images_of(None, jets, rows)
-    real, fake, jet = notebook.patches_of(*batch)
-    assert real.shape == fake.shape == (len(jet), 110)
+    rows, jets, each = np.arange(20), notebook.dataset, notebook.CONFIG.judged
+    ((number, low, high, made),) = notebook.images_of(None, jets, rows)
+    real, fake, jet = notebook.patches_of(number, low, high, made)
+    assert real.shape == fake.shape == (20 * each, 6, 6, 6)
+    assert jet.tolist() == np.repeat(rows, each).tolist()
     assert not np.array_equal(real, fake)
-    number, low, high, _ = batch
-    real, fake, _ = notebook.patches_of(number, low, high, 2 * high)
-    np.testing.assert_array_equal(real != 0, fake != 0)
+    real, fake, jet = notebook.patches_of(number + 3, low, high, 2 * high)
+    np.testing.assert_array_equal(real[:, 3:], fake[:, 3:])
+    assert jet.min() == 150
+    held = notebook.patches(high, *notebook.active_cells(low)).numpy()
+    owner = notebook.active_cells(low)[0].numpy()
+    for patch, k in zip(real, jet - 150, strict=True):
+        assert (np.abs(held[owner == k] - patch).max((1, 2, 3)) < 1e-6).any()
 
 
 def test_track_errors_of_an_average_and_of_a_blind_draw(notebook):
