@@ -119,7 +119,7 @@ class Config:
     resamples: int = 100  # of the bootstrap of FPD
 
 
-PASSES = {"start": 7, "likelihood": 5, "gan": 1, "independent": 7, "flow": 4, "srresnet": 2, "esrgan": 1}  # fmt: skip
+PASSES = {"start": 7, "likelihood": 8, "gan": 1, "independent": 7, "flow": 4, "srresnet": 2, "esrgan": 1}  # fmt: skip
 QUICK = dict.fromkeys(PASSES, 1) | {"start": 2}
 CONFIGS = {
     "smoke": Config((0, 1), dict.fromkeys(PASSES, 1), 32, 20, (0.1, 0.3), 4, 60, 4),
@@ -1063,8 +1063,8 @@ def judged(name: str, real: np.ndarray, fake: np.ndarray, jet: np.ndarray) -> di
 
 # %% [markdown]
 # **The arms.** *Likelihood* and *GAN* start from the same likelihood training of a seed and continue at the lower rate, without
-# and with the adversarial term. The likelihood arm gets five passes for one of the GAN, to make up for the cost of the
-# discriminator. On a CPU the trainings run side by side.
+# and with the adversarial term. The likelihood arm of the standard profile gets eight passes for one of the GAN, to make
+# up for the cost of the discriminator; both times are printed below. On a CPU the trainings run side by side.
 
 # %%
 RATES = {"start": 3e-3, "independent": 3e-3, "flow": 2e-3, "srresnet": 2e-3}  # else the lower rate
