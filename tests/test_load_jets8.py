@@ -1,5 +1,6 @@
 """Jets of eight channels: which files are needed, one split, memory, what is refused."""
 
+import inspect
 import tracemalloc
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from data.catalog import dataset as catalog_dataset
 from data.loaders import LOADERS, jets8, load_jets8, prepare, tasks
 from data.readers import hdf5
+from data.simulate import jets8 as simulation
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tests.official_files import CASES, N, jets8_columns, write_hdf5
@@ -97,7 +99,7 @@ def test_given_files_are_labelled_or_not(write, columns, data_folder) -> None:
 
 def test_stand_in_of_every_task(write, data_folder, monkeypatch) -> None:
     files = write("u.h5", ("jet",)), write("l.h5", ("jet", "Y")), write("f.h5")
-    monkeypatch.setattr("data.simulate.jets8.generate", lambda *_: files)
+    monkeypatch.setattr("data.simulate.jets8.generate", lambda *_, **__: files)
     for other in ("load_quark_gluon", "load_top_mass"):  # task 2i transfers its encoder to them
         stand_in = SimpleNamespace(description="simulated stand-in events")
         monkeypatch.setattr(tasks, other, lambda *_, stand_in=stand_in: stand_in)
@@ -105,6 +107,23 @@ def test_stand_in_of_every_task(write, data_folder, monkeypatch) -> None:
     assert load_jets8("standin", "smoke", labelled=False).files == ["u.h5"]
     for task in TASKS:
         assert "stand-in" in prepare(task, "smoke", "standin")
+
+
+def test_fresh_stand_ins_are_made_with_a_seed_of_their_own(write, data_folder, monkeypatch) -> None:
+    files, made = (write("u.h5", ("jet",)), write("l.h5", ("jet", "Y")), write("f.h5")), []
+    ordinary = inspect.signature(simulation.generate).parameters["seed"].default
+
+    def generate(n_events, folder, seed=ordinary):
+        made.append((n_events, folder, seed))
+        return files
+
+    monkeypatch.setattr(simulation, "generate", generate)
+    fresh, seen = (load_jets8("standin", "smoke", labelled=False, fresh=f) for f in (True, False))
+    sizes = [catalog_dataset("jets8")[key]["smoke"] for key in ("fresh_events", "events")]
+    folders, seeds = [paths.STANDIN / "fresh", paths.STANDIN], [jets8.FRESH_SEED, ordinary]
+    assert made == list(zip(sizes, folders, seeds, strict=True))
+    assert seeds[0] != seeds[1]
+    assert fresh.source == seen.source == "standin"
 
 
 # Large files

@@ -25,6 +25,7 @@ CHANNELS = ("track pT", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3")
 CLASSES = ("QCD", "top")  # Y = 0, 1: assumed, the official files do not say
 SHAPE = (len(CHANNELS), 125, 125)
 NUMBERS = ("Y", "m", "pT")
+FRESH_SEED = 20261128  # of the stand-in jets that no training has seen
 SPLIT_SEED = 0  # of the one split that all four tasks share
 UNLABELLED, LABELLED, FULL = range(3)  # places in the catalog
 
@@ -35,6 +36,7 @@ def load_jets8(
     path: Paths | None = None,
     require_both_classes: bool = False,
     labelled: bool = True,
+    fresh: bool = False,
 ) -> "Jets8Dataset":
     """Boosted tops and QCD jets as (8, 125, 125) images: many without, some with a label.
 
@@ -43,7 +45,9 @@ def load_jets8(
     in seven is a labelled one. ``path`` reads all jets of other files instead: HDF5 in an official
     schema, one or several (a list, or one string with commas), also URLs; files with Y are the
     labelled ones, m and pT are NaN where a file has none. Without ``labelled`` only the unlabelled
-    file is needed and read: what task 2d takes.
+    file is needed and read: what task 2d takes. ``fresh``: stand-in jets that no training has seen
+    (simulated with another seed); of the official files there are no others, their user takes the
+    test part of the split.
 
     Raises InputError for unusable files and, if ``require_both_classes``, for labelled jets of one
     class only.
@@ -54,7 +58,8 @@ def load_jets8(
         return [*sizes_of(n_events).values()][: len(catalog["file"])]
 
     catalog = _catalog(labelled)
-    source, files, limit = source_files(catalog, source, profile, path, _simulate, share)
+    simulate = _simulate_fresh if fresh else _simulate
+    source, files, limit = source_files(catalog, source, profile, path, simulate, share)
     sizes = {} if limit is None else sizes_of(limit)
     keys = {file: _keys(file) for file in files}
 
@@ -103,6 +108,14 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
 
     n_events = catalog["events"][profile]
     unlabelled, _, full = generate(n_events, paths.STANDIN)
+    return [unlabelled, full][: len(catalog["file"])], n_events
+
+
+def _simulate_fresh(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
+    from data.simulate.jets8 import generate
+
+    n_events = catalog["fresh_events"][profile]
+    unlabelled, _, full = generate(n_events, paths.STANDIN / "fresh", seed=FRESH_SEED)
     return [unlabelled, full][: len(catalog["file"])], n_events
 
 

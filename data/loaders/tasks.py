@@ -58,6 +58,15 @@ def _prepare_jets8(source: str, profile: str) -> str:
     return load_jets8(source, profile).description
 
 
+def _prepare_unlabelled(source: str, profile: str) -> str:
+    """The jets without labels, and where they are stand-ins those that nobody has seen."""
+    jets = load_jets8(source, profile, labelled=False)
+    if jets.source != "standin":
+        return jets.description
+    fresh = load_jets8(source, profile, labelled=False, fresh=True)
+    return f"{jets.description}; {fresh.description}"
+
+
 def _prepare_graph_jets(source: str, profile: str) -> str:
     """The jets, and where they are stand-ins those that nobody has seen."""
     jets = load_quark_gluon(source, profile)
@@ -80,9 +89,7 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
         load_super_resolution(source, profile).description
     ),
     "task2c_sparse_vae": _prepare_jets8,
-    "task2d_diffusion": lambda source, profile: (
-        load_jets8(source, profile, labelled=False).description
-    ),
+    "task2d_diffusion": _prepare_unlabelled,
     "task2e_mass_regression": lambda source, profile: load_top_mass(source, profile).description,
     "task2f_cmssw_inference": _prepare_cmssw_inference,
     "task2g_ssl_vit": _prepare_jets8,
