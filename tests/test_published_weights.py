@@ -27,6 +27,7 @@ from e2e_utils.errors import InputError
 from e2e_utils.evaluation import evaluate, load_metrics, metric_entry
 from e2e_utils.jet_observables import ratio_of_sums
 from e2e_utils.metrics import accuracy, mean_absolute_error, roc_auc
+from e2e_utils.normal_scores import KNOTS
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import WEIGHTS, list_tasks
@@ -85,8 +86,13 @@ class Tensors(nn.Module):
 
 
 def codec_2d(task: ModuleType, _: Card) -> nn.Module:
-    knots = task.KNOTS + 1
+    knots = KNOTS + 1
     return Tensors(value=(task.N_CHANNELS, knots), summary=(task.N_SUMMARY, knots))
+
+
+def arm_2d(task: ModuleType, card: Card) -> nn.Module:
+    arm, options = (task.ARMS | task.ABLATIONS).get(card["arm"], (card["arm"], ()))
+    return task.build("diffusion" if arm == "long" else arm, options)
 
 
 def motion_2j(*_: object) -> nn.Module:
@@ -103,7 +109,7 @@ BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("task2c_sparse_vae", "autoencoder*"): vae_2c,
     ("task2c_sparse_vae", "*"): classifier_2c,
     ("task2d_diffusion", "codec*"): codec_2d,
-    ("task2d_diffusion", "*"): lambda task, card: task.NETWORKS[card["arm"]](),
+    ("task2d_diffusion", "*"): arm_2d,
     ("task2e_mass_regression", "conditional_density*"): lambda task, _: task.ConditionalDensity(),
     ("task2e_mass_regression", "falling_prior*"): lambda task, _: task.build_model("all channels"),
     ("task2e_mass_regression", "*"): lambda task, card: task.build_model(card["arm"]),
@@ -231,7 +237,7 @@ def generated_hits(task: str, x: np.ndarray, y: np.ndarray) -> Entry:
 
 def trained_parameters(task: str) -> Entry:
     """Parameters of the diffusion network: 2d's other numbers need thousands of generated jets."""
-    path = WEIGHTS / task / "diffusion_seed0.safetensors"
+    path = WEIGHTS / task / "long_seed0.safetensors"
     network = load_weights(path, load_definitions(task).NETWORKS["diffusion"]())
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return metric_entry(count, count, count)

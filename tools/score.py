@@ -21,6 +21,7 @@ KINDS = {  # of models -> the module that scores them
     CLASSIFICATION: "tools.scoring.classification",
     "regression": "tools.scoring.regression",
     "super_resolution": "tools.scoring.super_resolution",
+    "generated_or_real": "tools.scoring.generated",
 }
 SUFFIXES = (".csv", ".parquet")
 TRAINED_ON = {"official": "official", "standin": "simulated stand-in", "file": "given"}
