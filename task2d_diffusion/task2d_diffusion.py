@@ -69,10 +69,11 @@ import pandas as pd
 import torch
 from IPython.display import display
 from sklearn.ensemble import HistGradientBoostingClassifier
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, silu, softplus
 
+# %%
 from data.loaders import load_jets8
 from e2e_utils import plotting, two_samples
 from e2e_utils.boosting import fit_trees
@@ -80,7 +81,7 @@ from e2e_utils.checkpoints import computed_once, save_weights
 from e2e_utils.comparison import Comparison
 from e2e_utils.complexity import complexity
 from e2e_utils.distributed import OnePass
-from e2e_utils.evaluation import evaluate, metric_entry
+from e2e_utils.evaluation import evaluate
 from e2e_utils.fidelity import fpd, kpd
 from e2e_utils.jet_towers import (
     COUNTED,
@@ -152,7 +153,8 @@ class Config:
 # %%
 CONFIGS = {
     "smoke": Config(64, 32, 32, 80, 80, 2, 16, (0, 1), 1, 1, (1.0,), 20, 20, 4, 20),
-    "quick": Config(8_000, 1_500, 400, 500, 300, 4, 32, (0, 1), 6, 4, (1.0, 0.1), 500, 100, 100, 300, False),
+    "quick": Config(8_000, 1_500, 400, 500, 300, 4, 32, (0, 1), 6, 4, (1.0, 0.1), 500, 100, 100,
+                    300, False),
     "standard": Config(560_000, 42_000, 6_000, 3_000, 3_600),
     "full": Config(12_000_000, 1_500_000, 100_000, 20_000, 40_000, 20, 256,
                    passes=60, judge_passes=20, toy_steps=5_000),
@@ -224,22 +226,23 @@ def real_sample(images: SparseImages, rows: np.ndarray) -> Sample:
 def impossible(sample: Sample) -> pd.Series:
     """Share of jets that show what no real jet can have."""
     parts = in_parts(np.arange(len(sample.largest)))
-    found = [impossible_towers(Towers(sample.images.dense(r).numpy(), sample.largest[r])) for r in parts]
-    return pd.concat(found).mean()
+    found = [Towers(sample.images.dense(r).numpy(), sample.largest[r]) for r in parts]
+    return pd.concat(map(impossible_towers, found)).mean()
 
 
 # %%
 n_made = CONFIG.made
-wanted_rows = splits.train[: n_made + n_made // 2]  # what judges learn from, and what they find real
-real = {name: real_sample(jets, rows) for name, rows in
-        (("train", wanted_rows), ("validation", splits.validation), ("test", splits.test))}  # fmt: skip
+wanted_rows = splits.train[: n_made + n_made // 2]  # real jets that judges learn from, and more
+wanted = {"train": wanted_rows, "validation": splits.validation, "test": splits.test}
+real = {name: real_sample(jets, rows) for name, rows in wanted.items()}
 if fresh:
     real["independent"] = real_sample(fresh, np.arange(len(fresh)))
 pd.DataFrame({name: impossible(sample) for name, sample in real.items()}).T
 
 # %%
 fig, axes = plt.subplots(2, 4, figsize=(11, 5.4))
-for axis, image, name in zip(axes.flat, jets.dense(splits.train[:1])[0].numpy(), CHANNELS, strict=True):
+one = jets.dense(splits.train[:1])[0].numpy()
+for axis, image, name in zip(axes.flat, one, CHANNELS, strict=True):
     plotting.event_image(axis, image, name, "")
     axis.label_outer()
 plt.show()
@@ -284,6 +287,21 @@ def rescaled(w: np.ndarray, active: np.ndarray, fixed: np.ndarray, total: np.nda
     return np.where(fixed, w, w * factor[:, None])
 
 
+def filled(
+    c: int, quantiles: Quantiles, v: np.ndarray, chosen: np.ndarray, total: np.ndarray, top: np.ndarray
+) -> np.ndarray:  # fmt: skip
+    """Values (n, 625) of a channel's chosen towers from v, in units of a hit.
+
+    Their sum and their highest value (n,) are given.
+    """
+    first = ranks(np.where(chosen, v, -np.inf)) == 0
+    w = quantiles.inverse(unstretched((v - HIT) / HIT_WIDTH))
+    fixed = w <= 1 if c in COUNTED else np.isin(w, quantiles.atoms())
+    w = rescaled(np.minimum(w, top[:, None]), chosen & ~first, fixed, total - top)
+    w = np.rint(w).clip(min=1) if c in COUNTED else np.maximum(w, 2 * THRESHOLD)
+    return np.where(chosen, np.where(first, top[:, None], np.minimum(w, top[:, None])), 0)
+
+
 # %%
 class Codec:
     """Between towers and the numbers that the generators see; fitted on training jets."""
@@ -313,15 +331,6 @@ class Codec:
             v[:, c][active[:, c]] = HIT - EMPTY + HIT_WIDTH * stretched(z)
         return v
 
-    def channel(self, c: int, v: np.ndarray, chosen: np.ndarray, total: np.ndarray, top: np.ndarray):
-        """Values (n, 625) of the chosen towers in units of a hit, with the sum and the highest value (n,)."""
-        first = ranks(np.where(chosen, v, -np.inf)) == 0
-        w = self.value[c].inverse(unstretched((v - HIT) / HIT_WIDTH))
-        fixed = w <= 1 if c in COUNTED else np.isin(w, self.value[c].atoms())
-        w = rescaled(np.minimum(w, top[:, None]), chosen & ~first, fixed, total - top)
-        w = np.rint(w).clip(min=1) if c in COUNTED else np.maximum(w, 2 * THRESHOLD)
-        return np.where(chosen, np.where(first, top[:, None], np.minimum(w, top[:, None])), 0)
-
     def decode(self, v: np.ndarray, condition: np.ndarray, order: np.ndarray) -> Towers:
         """Towers from v and what ranks activity (n, 8, 25, 25), and conditions (n, 27)."""
         numbers = [q.inverse(z) for q, z in zip(self.summary, condition.T, strict=True)]
@@ -335,7 +344,7 @@ class Codec:
             there = w[:, TRACK] > 0 if c in (DZ, D0) else True
             score = np.where(there, order[:, c], -np.inf)
             chosen = (ranks(score) < np.rint(count[:, c, None])) & np.isfinite(score)
-            w[:, c] = self.channel(c, v[:, c], chosen, total[:, c], top[:, c])
+            w[:, c] = filled(c, self.value[c], v[:, c], chosen, total[:, c], top[:, c])
         x = w.reshape(-1, N_CHANNELS, GRID, GRID) * units_of(largest)
         return Towers(x.astype(np.float32), largest)
 
@@ -355,15 +364,15 @@ encoded, conditions = concatenate(encoded), torch.from_numpy(np.concatenate(scor
 class Batch(NamedTuple):
     """What a loss takes: v (B, 8, 25, 25), which towers are active, conditions (B, 27)."""
 
-    v: torch.Tensor
-    hit: torch.Tensor
-    condition: torch.Tensor
+    v: Tensor
+    hit: Tensor
+    condition: Tensor
 
 
 def batch_of(rows: np.ndarray, generator: torch.Generator | None = None) -> Batch:
     """Some jets with fresh noise and, with a generator, mirrored.
 
-    Mirroring eta or phi is a symmetry of the collisions and, for both charges together, of the field.
+    Mirroring is a symmetry of the collisions and, for both charges together, of the field.
     """
     x = encoded.dense(rows)
     for axis in (2, 3) if generator else ():
@@ -406,31 +415,35 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.norm = heads, nn.LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(embedding, 6 * width)
-        self.rows, self.columns = (nn.Parameter(torch.randn(heads, GRID, GRID) / 5) for _ in range(2))
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.rows, self.columns = (nn.Parameter(torch.randn(heads, GRID, GRID) / 5) for _ in "ab")
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         a, b, gate, c, d, gate_2 = self.film(embedding)[:, None, None].chunk(6, -1)  # (B, 1, 1, D)
-        y = (self.norm(x) * (1 + a) + b).unflatten(-1, (self.heads, -1))  # (B, 25, 25, heads, D / heads)
-        y = torch.einsum("hij,bjkhd->bikhd", self.rows, y) + torch.einsum("hij,bkjhd->bkihd", self.columns, y)
-        x = x + (1 + gate) * y.flatten(-2)
-        return x + (1 + gate_2) * self.mlp(self.norm(x) * (1 + c) + d)
+        y = (self.norm(x) * (1 + a) + b).unflatten(-1, (self.heads, -1))  # (B, 25, 25, heads, d)
+        up_down = torch.einsum("hij,bjkhd->bikhd", self.rows, y)
+        left_right = torch.einsum("hij,bkjhd->bkihd", self.columns, y)
+        x = x + (1 + gate) * (up_down + left_right).flatten(-2)
+        return x + (1 + gate_2) * self.down(silu(self.up(self.norm(x) * (1 + c) + d)))
 
 
 # %%
 class TowerNetwork(nn.Module):
-    """x (B, C, 25, 25), levels (B, 3), numbers (B, n) -> features (B, 25, 25, D), embedding (B, 96)."""
+    """x (B, C, 25, 25), levels (B, 3), numbers (B, n) -> features (B, 25, 25, D)."""
 
-    def __init__(self, inputs: int = N_CHANNELS, numbers: int = N_SUMMARY, width: int = 48, depth: int = 2) -> None:
+    def __init__(
+        self, inputs: int = N_CHANNELS, numbers: int = N_SUMMARY, width: int = 48, depth: int = 2
+    ) -> None:
         super().__init__()
         waves = 2 * len(FREQUENCIES) * N_GROUPS
-        self.embed = nn.Sequential(nn.Linear(waves + numbers, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU())
+        layers = nn.Linear(waves + numbers, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU()
+        self.embed = nn.Sequential(*layers)
         self.into = nn.Linear(inputs, width)
         self.place = nn.Parameter(0.3 * torch.randn(GRID, GRID, width))
         self.blocks = nn.ModuleList(Block(width, 96) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def features(self, x: torch.Tensor, levels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    def features(self, x: Tensor, levels: Tensor, numbers: Tensor) -> Tensor:
         angle = (levels[..., None] * FREQUENCIES.to(levels)).flatten(1)  # (B, 3, 8) -> (B, 24)
         embedding = self.embed(torch.cat([angle.sin(), angle.cos(), numbers], 1))
         h = self.into(x.permute(0, 2, 3, 1)) + self.place  # (B, C, 25, 25) -> (B, 25, 25, D)
@@ -448,13 +461,14 @@ class Maps(TowerNetwork):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: torch.Tensor, levels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        return self.out(self.features(x, levels, numbers)).permute(0, 3, 1, 2)  # (B, 25, 25, C) -> (B, C, 25, 25)
+    def forward(self, x: Tensor, levels: Tensor, numbers: Tensor) -> Tensor:
+        maps = self.out(self.features(x, levels, numbers))  # (B, 25, 25, outputs)
+        return maps.permute(0, 3, 1, 2)
 
 
 # %%
 class Pooled(TowerNetwork):
-    """x (B, C, 25, 25), numbers (B, n) -> (B, outputs); ``spread``: of the features over the batch, too."""
+    """x (B, C, 25, 25), numbers (B, n) -> (B, outputs); ``spread``: of features over the batch."""
 
     def __init__(self, outputs: int, spread: bool = False, **options: int) -> None:
         super().__init__(**({"width": 32, "depth": 1} | options))
@@ -462,8 +476,9 @@ class Pooled(TowerNetwork):
         self.hidden = nn.Linear(2 * width, 64)
         self.out = nn.Linear(64 * (1 + spread), outputs)
 
-    def forward(self, x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        h = silu(self.features(x, x.new_zeros(len(x), N_GROUPS), numbers)).flatten(1, 2)  # (B, 625, D)
+    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
+        h = self.features(x, x.new_zeros(len(x), N_GROUPS), numbers)
+        h = silu(h).flatten(1, 2)  # (B, 25, 25, D) -> (B, 625, D)
         h = silu(self.hidden(torch.cat([h.mean(1), h.amax(1)], 1)))
         if self.spread:
             h = torch.cat([h, (h.var(0, unbiased=False) + 1e-6).sqrt().expand_as(h)], 1)
@@ -491,12 +506,12 @@ class TowerPrior(nn.Module):
         nn.init.zeros_(self.lift.weight)
         nn.init.zeros_(self.lift.bias)
 
-    def count(self, encoded: torch.Tensor, least: float = 10.0) -> None:
-        """Set the buffers from jets (n, 8, 25, 25), mirrored; ``least`` hits of the channel's mean are added."""
+    def count(self, encoded: Tensor, least: float = 10.0) -> None:
+        """Set the buffers from jets (n, 8, 25, 25), mirrored; ``least`` average hits are added."""
         hit = encoded > 0
         v = (encoded + EMPTY) * hit
 
-        def mirrored(x: torch.Tensor) -> torch.Tensor:
+        def mirrored(x: Tensor) -> Tensor:
             return sum(x.flip(axes) for axes in ((), (1,), (2,), (1, 2)))
 
         hits, first, second = (mirrored(x.double().sum(0)) for x in (hit, v, v.square()))
@@ -507,12 +522,12 @@ class TowerPrior(nn.Module):
         self.mean.copy_(mean)
         self.width.copy_((variance / (hits + least)).clamp(min=1e-4).sqrt())
 
-    def log_odds(self, condition: torch.Tensor) -> torch.Tensor:
+    def log_odds(self, condition: Tensor) -> Tensor:
         """Of a hit, (B, 8, 25, 25)."""
         return self.logit + self.lift(condition)[:, :, None, None]
 
-    def posterior_mean(self, x: torch.Tensor, s: torch.Tensor, log_odds: torch.Tensor, move: torch.Tensor) -> torch.Tensor:
-        """E[v | x] of x = v + noise of level s (B, 8, 1, 1); ``move`` is in posterior widths of a hit."""
+    def posterior_mean(self, x: Tensor, s: Tensor, log_odds: Tensor, move: Tensor) -> Tensor:
+        """E[v | x], x = v + noise of level s (B, 8, 1, 1); ``move`` counts widths of a hit."""
         hit_variance, empty_variance = self.width.square() + s.square(), EMPTY_WIDTH**2 + s.square()
         from_hit, from_empty = x - self.mean, x - EMPTY
         evidence = from_empty.square() / empty_variance - from_hit.square() / hit_variance
@@ -547,13 +562,13 @@ SIGMA_DATA, SIGMA_MIN, SIGMA_MAX, RHO = 0.7, 0.02, 20.0, 7
 WEIGHTINGS = {"flow": (np.log(SIGMA_DATA), 1.0), "edm": (-1.2, 1.2)}  # mean and spread of ln sigma
 
 
-def of_channels(sigma: torch.Tensor) -> torch.Tensor:
+def of_channels(sigma: Tensor) -> Tensor:
     """Levels of the groups (B, 3) as those of the channels (B, 8, 1, 1)."""
     return sigma[:, GROUPS, None, None]
 
 
-def drawn_levels(n: int, weighting: str, grouped: bool, generator: torch.Generator) -> torch.Tensor:
-    """Levels (n, 3): log-normal, in a third each with none, one or two of the first groups clean (0)."""
+def drawn_levels(n: int, weighting: str, grouped: bool, generator: torch.Generator) -> Tensor:
+    """Levels (n, 3): log-normal; none, one or two of the first groups are clean (0)."""
     mean, spread = WEIGHTINGS[weighting]
     sigma = (mean + spread * torch.randn(n, N_GROUPS, generator=generator)).exp()
     clean = torch.randint(N_GROUPS, (n, 1), generator=generator)
@@ -571,7 +586,7 @@ class Denoiser(nn.Module):
         self.weighting, self.grouped = weighting, grouped
         self.prior, self.network = TowerPrior(), Maps(2 * N_CHANNELS)
 
-    def forward(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         s = of_channels(sigma)
         level = sigma.clamp(SIGMA_MIN, 5.0).log() / 4  # above 5 all is noise
         scaled = x * (s.square() + SIGMA_DATA**2).rsqrt()
@@ -579,7 +594,7 @@ class Denoiser(nn.Module):
         return self.prior.posterior_mean(x, s, self.prior.log_odds(condition) + shift, move)
 
 
-def denoising_loss(model: Denoiser, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def denoising_loss(model: Denoiser, batch: Batch, generator: torch.Generator) -> Tensor:
     """Weighted mean of (D - v)^2 over levels; channels that are clean do not count."""
     v, _, condition = batch
     sigma = drawn_levels(len(v), model.weighting, model.grouped, generator).to(v)
@@ -599,8 +614,8 @@ def denoising_loss(model: Denoiser, batch: Batch, generator: torch.Generator) ->
 STEPS, LAG = 16, 4
 
 
-def level_grid(steps: int = STEPS, lag: int = LAG) -> torch.Tensor:
-    """Levels (steps + 2 lag + 1, 3) of the groups, from SIGMA_MAX to SIGMA_MIN (Karras et al., eq. 5), then 0."""
+def level_grid(steps: int = STEPS, lag: int = LAG) -> Tensor:
+    """Levels of the groups (steps + 2 lag + 1, 3), down to 0; the grid of Karras et al., eq. 5."""
     ends = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
     one = np.append(np.linspace(*ends, steps) ** RHO, 0.0)
     step = np.arange(steps + 2 * lag + 1)[:, None] - lag * np.arange(N_GROUPS)
@@ -609,18 +624,18 @@ def level_grid(steps: int = STEPS, lag: int = LAG) -> torch.Tensor:
 
 @torch.inference_mode()
 def sample_diffusion(
-    model: nn.Module, condition: torch.Tensor, noise: torch.Tensor, lag: int = LAG,
+    model: nn.Module, condition: Tensor, noise: Tensor, lag: int = LAG,
     keep: list | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """v from standard normal noise (B, 8, 25, 25); ``keep`` collects the levels, x and D of every step."""
+) -> Tensor:  # fmt: skip
+    """v from standard normal noise (B, 8, 25, 25); ``keep`` collects levels, x and D."""
     x, grid = noise * SIGMA_MAX, level_grid(lag=lag).to(noise)
     last, last_step = torch.zeros_like(x), torch.zeros_like(grid[0])
     for now, following in pairwise(grid):  # (3,) each
         guess = model(x, now.expand(len(x), -1), condition)
         moving = (now > 0) & (following < now)  # the others wait, or have arrived
         ratio = torch.where(moving, following / now.clamp(min=1e-9), torch.ones_like(now))
-        step = torch.where(ratio > 0, -ratio.clamp(min=1e-9).log(), torch.zeros_like(now))
-        past = torch.where(last_step > 0, step / last_step.clamp(min=1e-9) / 2, torch.zeros_like(now))
+        step = torch.where(ratio > 0, -ratio.clamp(min=1e-9).log(), 0 * now)
+        past = torch.where(last_step > 0, step / last_step.clamp(min=1e-9) / 2, 0 * now)
         r, p = (of_channels(number[None]) for number in (ratio, past))
         if keep is not None:
             keep.append((now, x, guess))
@@ -653,22 +668,24 @@ class VAE(nn.Module):
         self.prior, self.encoder = TowerPrior(), Pooled(2 * LATENT)
         self.decoder = Maps(3 * N_CHANNELS, numbers=N_SUMMARY + LATENT, width=width)
 
-    def encode(self, v: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, v: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (B, 32) each."""
         mean, log_variance = self.encoder(v, condition).chunk(2, 1)
         return mean, log_variance.clamp(-12, 6)
 
-    def decode(self, latent: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def decode(self, latent: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
         """Log-odds of a hit, mean and log width of its v, (B, 8, 25, 25) each."""
         empty = latent.new_zeros(len(latent), N_CHANNELS, GRID, GRID)
         numbers = torch.cat([condition, latent], 1)
-        shift, move, wider = self.decoder(empty, latent.new_zeros(len(latent), N_GROUPS), numbers).chunk(3, 1)
+        levels = latent.new_zeros(len(latent), N_GROUPS)
+        shift, move, wider = self.decoder(empty, levels, numbers).chunk(3, 1)
         mean = self.prior.mean + self.prior.width * move
-        return self.prior.log_odds(condition) + shift, mean, self.prior.width.log() + wider.clamp(-2, 2)
+        log_width = self.prior.width.log() + wider.clamp(-2, 2)
+        return self.prior.log_odds(condition) + shift, mean, log_width
 
 
 # %%
-def hurdle_loss(decoded: tuple[torch.Tensor, ...], v: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
+def hurdle_loss(decoded: tuple[Tensor, ...], v: Tensor, hit: Tensor) -> Tensor:
     """-ln p of hits, and of v where there is one, per tower; dz and d0 are given the track."""
     log_odds, mean, log_width = decoded
     possible = torch.ones_like(hit)
@@ -678,12 +695,12 @@ def hurdle_loss(decoded: tuple[torch.Tensor, ...], v: torch.Tensor, hit: torch.T
     return (occupancy + hit * value).mean()
 
 
-def kl_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL from the standard normal distribution, per latent number, in nats."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
-def vae_loss(model: VAE, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def vae_loss(model: VAE, batch: Batch, generator: torch.Generator) -> Tensor:
     """Hurdle loss + beta KL per tower; ``free_bits`` nats of each latent number cost nothing."""
     v, hit, condition = batch
     mean, log_variance = model.encode(v, condition)
@@ -694,11 +711,18 @@ def vae_loss(model: VAE, batch: Batch, generator: torch.Generator) -> torch.Tens
 
 
 # %%
-def logistic(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def logistic(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise whose sum with log-odds is positive with the probability that they mean."""
     return torch.rand(like.shape, generator=generator).clamp(1e-6, 1 - 1e-6).logit().to(like)
 
 
+def noise_like(condition: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise (B, 8, 25, 25) for conditions (B, 27)."""
+    shape = len(condition), N_CHANNELS, GRID, GRID
+    return torch.randn(shape, generator=generator).to(condition)
+
+
+# %%
 class Adversaries(nn.Module):
     """Generator and critic; ``plain``: without penalty, spread, and noise in each tower."""
 
@@ -707,17 +731,18 @@ class Adversaries(nn.Module):
         self.plain, self.prior = plain, TowerPrior()
         self.network, self.critic = Maps(2 * N_CHANNELS), Pooled(1, spread=not plain)
 
-    def made(self, condition: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def made(self, condition: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """v of hits, and what decides on a hit where it is positive; (B, 8, 25, 25) each."""
-        noise = torch.randn(len(condition), N_CHANNELS, GRID, GRID, generator=generator).to(condition)
-        shift, move = self.network(noise, noise.new_zeros(len(noise), N_GROUPS), condition).chunk(2, 1)
+        noise = noise_like(condition, generator)
+        levels = noise.new_zeros(len(noise), N_GROUPS)
+        shift, move = self.network(noise, levels, condition).chunk(2, 1)
         order = self.prior.log_odds(condition) + shift
         if not self.plain:
             order = order + logistic(order, generator)
             move = move + torch.randn(move.shape, generator=generator).to(move)
         return self.prior.mean + self.prior.width * move, order
 
-    def as_v(self, value: torch.Tensor, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def as_v(self, value: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
         """Jets as the critic sees them; gradients pass the decision as if it were a sigmoid."""
         soft = (2 * order).sigmoid()
         hit = soft + ((order > 0).float() - soft).detach()
@@ -726,18 +751,19 @@ class Adversaries(nn.Module):
 
 
 # %%
-def gradient_penalty(critic: nn.Module, v: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+def gradient_penalty(critic: nn.Module, v: Tensor, condition: Tensor) -> Tensor:
     """Half the mean squared norm of the critic's gradient at real jets."""
     v = v.detach().requires_grad_()
     (slope,) = torch.autograd.grad(critic(v, condition).sum(), v, create_graph=True)
     return slope.flatten(1).square().sum(1).mean() / 2
 
 
-def adversarial_loss(model: Adversaries, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+def adversarial_loss(model: Adversaries, batch: Batch, generator: torch.Generator) -> Tensor:
     """Losses of both players in one pass: each one's gradient reaches its own weights alone."""
     v, _, condition = batch
     fake, critic = model.as_v(*model.made(condition, generator), generator), model.critic
-    loss = softplus(-critic(v, condition)).mean() + softplus(critic(fake.detach(), condition)).mean()
+    loss = softplus(-critic(v, condition)).mean()
+    loss = loss + softplus(critic(fake.detach(), condition)).mean()
     if not model.plain:
         few = max(1, len(v) // 8)
         loss = loss + gradient_penalty(critic, v[:few], condition[:few])
@@ -758,13 +784,14 @@ class AutoregressiveBlock(nn.Module):
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
         degree, number = torch.arange(hidden) % max(size - 1, 1), torch.arange(size)
-        self.register_buffer("mask_in", (degree[:, None] >= number).float(), persistent=False)
-        self.register_buffer("mask_out", (number[:, None] > degree).float().repeat(2, 1), persistent=False)
+        masks = (degree[:, None] >= number).float(), (number[:, None] > degree).float().repeat(2, 1)
+        for name, mask in zip(("mask_in", "mask_out"), masks, strict=True):
+            self.register_buffer(name, mask, persistent=False)
         self.first, self.last = nn.Linear(size, hidden), nn.Linear(hidden, 2 * size)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = silu(nn.functional.linear(x, self.first.weight * self.mask_in, self.first.bias))
         out = nn.functional.linear(h, self.last.weight * self.mask_out, self.last.bias)
         shift, scale = out.chunk(2, 1)
@@ -779,7 +806,7 @@ class AutoregressiveFlow(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(AutoregressiveBlock(size, hidden) for _ in range(blocks))
 
-    def to_noise(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Noise (B, size) and log determinant (B,)."""
         total = x.new_zeros(len(x))
         for block in self.blocks:
@@ -788,7 +815,7 @@ class AutoregressiveFlow(nn.Module):
         return x, total
 
     @torch.no_grad()
-    def sample(self, z: torch.Tensor) -> torch.Tensor:
+    def sample(self, z: Tensor) -> Tensor:
         """Numbers of noise (B, size): one pass per number and block."""
         for block in reversed(self.blocks):
             z, x = z.flip(1), torch.zeros_like(z)
@@ -799,7 +826,7 @@ class AutoregressiveFlow(nn.Module):
         return z
 
 
-def likelihood_loss(model: AutoregressiveFlow, batch: Batch, _: torch.Generator) -> torch.Tensor:
+def likelihood_loss(model: AutoregressiveFlow, batch: Batch, _: torch.Generator) -> Tensor:
     """Negative log-likelihood of the conditions in nats per number."""
     z, log_determinant = model.to_noise(batch.condition)
     return (0.5 * (z.square() + np.log(2 * np.pi)).sum(1) - log_determinant).mean() / z.shape[1]
@@ -807,8 +834,9 @@ def likelihood_loss(model: AutoregressiveFlow, batch: Batch, _: torch.Generator)
 
 # %%
 NETWORKS = {"diffusion": Denoiser, "vae": VAE, "gan": Adversaries, "totals": AutoregressiveFlow}
-LOSSES: dict[str, Callable] = {
-    "diffusion": denoising_loss, "vae": vae_loss, "gan": adversarial_loss, "totals": likelihood_loss,
+LOSSES = {
+    "diffusion": denoising_loss, "vae": vae_loss, "gan": adversarial_loss,
+    "totals": likelihood_loss,
 }  # fmt: skip
 
 
@@ -901,13 +929,14 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
     chunks = np.array_split(np.resize(order, max(job.jets, rounds * CONFIG.batch)), rounds)
     steps = sum(len(c) // (CONFIG.batch * accelerator.num_processes) for c in chunks)
     rate, betas = (5e-4, (0.0, 0.99)) if gan else (2e-3, (0.9, 0.99))
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=betas, weight_decay=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=1e-3, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
-    folder = run.directory / "state" / job.name
-    whole = OnePass(model, LOSSES[job.arm])
-    fit = Training(folder, whole, optimizer, cycle, accelerator, ema_decay=0.998, higher_is_better=False)
+    fit = Training(
+        run.directory / "state" / job.name, OnePass(model, LOSSES[job.arm]), optimizer, cycle,
+        accelerator, ema_decay=0.998, higher_is_better=False,
+    )  # fmt: skip
     for number in fit.epochs(rounds):
         generator, total = torch_generator(job.seed, number), 0.0
         for rows in fit.batches(chunks[number], CONFIG.batch, job.seed):
@@ -987,8 +1016,9 @@ ABLATIONS = {
     "one_level": ("diffusion", (("grouped", False),)),
 }
 LABELS = {
-    "long": "diffusion, long training", "rejection": "the same, with rejection", "diffusion": "diffusion", "vae": "VAE",
-    "gan": "GAN", "gan_plain": "GAN, plain", "independent": "independent towers", "real": "real jets (floor)",
+    "long": "diffusion, long training", "rejection": "the same, with rejection",
+    "diffusion": "diffusion", "vae": "VAE", "gan": "GAN", "gan_plain": "GAN, plain",
+    "independent": "independent towers", "real": "real jets (floor)",
     "edm_weighting": "EDM's weighting", "one_level": "one noise level for all",
 }  # fmt: skip
 
@@ -1006,18 +1036,21 @@ def jobs_of(name: str) -> list[Job]:
 totals = Job("totals", 0, CONFIG.passes * len(splits.train))
 trained_arms = ["long", *ARMS, *(ABLATIONS if CONFIG.ablations else ())]
 run_jobs([totals, *(job for name in trained_arms for job in jobs_of(name))])
-frame = {LABELS[n]: [jobs_of(n)[0].jets, trained[jobs_of(n)[0]][0].seconds.sum()] for n in trained_arms}
+first = {LABELS[name]: jobs_of(name)[0] for name in trained_arms}
+frame = {name: [job.jets, trained[job][0].seconds.sum()] for name, job in first.items()}
 pd.DataFrame(frame, index=["jets seen", "seconds"]).T.round(0).astype(int)
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-for axis, names in zip(axes, (("long", "diffusion"), ("vae",), ("gan", "gan_plain")), strict=True):
-    for number, (name, job) in enumerate((n, job) for n in names for job in jobs_of(n)[:1]):
-        history = trained[job][0]
+panels = ("long", "diffusion"), ("vae",), ("gan", "gan_plain")
+for axis, names in zip(axes, panels, strict=True):
+    for number, name in enumerate(names):
+        job = jobs_of(name)[0]
+        history, style = trained[job][0], {"color": plotting.PALETTE[number]}
         seen = history.epoch * job.jets / len(history)
-        curves = {"train": history.train} | ({} if job.arm == "gan" else {"validation": history.score})
-        for curve, values in curves.items():
-            axis.plot(seen, values, "--" if curve == "train" else "-", color=plotting.PALETTE[number], label=f"{LABELS[name]}, {curve}")
+        axis.plot(seen, history.train, "--", label=f"{LABELS[name]}, training", **style)
+        if job.arm != "gan":
+            axis.plot(seen, history.score, label="validation", **style)
     axis.set(xlabel="jets seen", ylabel="loss")
     axis.legend(fontsize=7)
 axes[0].set_xscale("log")
@@ -1031,16 +1064,16 @@ plt.show()
 
 # %%
 @torch.no_grad()
-def stage_one(n: int, seed: int) -> torch.Tensor:
+def stage_one(n: int, seed: int) -> Tensor:
     """Conditions (n, 27) of new jets, on the device."""
     z = torch.randn(n, N_SUMMARY, generator=torch_generator(seed, 77)).to(DEVICE)
     return restored(totals).sample(z).clamp(-4, 4)
 
 
 @torch.inference_mode()
-def drawn(model: nn.Module, condition: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(model: nn.Module, condition: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """v and what ranks the activity of towers, (B, 8, 25, 25) each, for conditions (B, 27)."""
-    noise = torch.randn(len(condition), N_CHANNELS, GRID, GRID, generator=generator).to(condition)
+    noise = noise_like(condition, generator)
     if isinstance(model, Denoiser):
         v = sample_diffusion(model, condition, noise, LAG if model.grouped else 0)
         return v, v
@@ -1078,26 +1111,29 @@ def made_once(name: str, number: int, condition: np.ndarray, seed: int) -> Sampl
 def joined(samples: list[Sample]) -> Sample:
     """Samples one after the other."""
     images, largest, tables = zip(*samples, strict=True)
-    return Sample(concatenate(images), np.concatenate(largest), pd.concat(tables, ignore_index=True))
+    table = pd.concat(tables, ignore_index=True)
+    return Sample(concatenate(images), np.concatenate(largest), table)
 
 
 def make_samples(wanted: list[tuple[str, int, np.ndarray]]) -> list[Sample]:
     """Samples of (arm, training, conditions), in parts side by side."""
-    jobs = [(name, number, part, 100 * which + k) for which, (name, number, condition) in enumerate(wanted)
-            for k, part in enumerate(np.array_split(condition, -(-len(condition) // 250)))]  # fmt: skip
-    owner = [job[3] // 100 for job in jobs]
-    found = side_by_side(made_once, jobs)
-    return [joined([s for s, o in zip(found, owner, strict=True) if o == w]) for w in range(len(wanted))]
+    jobs, owner = [], []
+    for which, (name, number, condition) in enumerate(wanted):
+        parts = np.array_split(condition, -(-len(condition) // 250))
+        jobs += [(name, number, part, 100 * which + k) for k, part in enumerate(parts)]
+        owner += [which] * len(parts)
+    found = list(zip(owner, side_by_side(made_once, jobs), strict=True))
+    return [joined([one for o, one in found if o == which]) for which in range(len(wanted))]
 
 
 # %%
 first_numbers = stage_one(n_made, 1000).cpu().numpy()
 wanted = [(name, k, first_numbers) for name in trained_arms for k in range(len(jobs_of(name)))]
-wanted += [("independent", 0, first_numbers), ("long", 0, stage_one(CONFIG.pool, 2000).cpu().numpy())]
-found = make_samples(wanted)
-pool = found.pop()
+wanted.append(("independent", 0, first_numbers))
+for_pool = stage_one(CONFIG.pool, 2000).cpu().numpy()
+*found, pool = make_samples([*wanted, ("long", 0, for_pool)])
 samples: dict[str, list[Sample]] = {}
-for (name, *_), sample in zip(wanted, found, strict=False):
+for (name, *_), sample in zip(wanted, found, strict=True):
     samples.setdefault(name, []).append(sample)
 samples["real"] = [real["train"].rows(slice(n_made // 2, None))]
 print({LABELS[name]: len(ones) for name, ones in samples.items()})
@@ -1136,7 +1172,7 @@ class TowerJudge(nn.Module):
         super().__init__()
         self.network = Pooled(1, inputs=2 * N_CHANNELS, numbers=0)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         seen = torch.cat([(x + 1).log() / 3, (x > THRESHOLD).to(x)], 1)
         return self.network(seen, x.new_zeros(len(x), 0)).squeeze(1)
 
@@ -1147,43 +1183,74 @@ class PixelJudge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(2 * N_CHANNELS, 32, TOWER, TOWER), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(32, 48, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(2 * N_CHANNELS, 32, TOWER, TOWER), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 48, 3, 2, 1), nn.ReLU(),
         )  # fmt: skip
         self.out = nn.Linear(96, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.layers(torch.cat([(x + 1).log() / 3, (x > 0).to(x)], 1))  # (B, 48, 7, 7)
         return self.out(torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)).squeeze(1)
 
 
 # %%
+class Mixed(NamedTuple):
+    """Real jets and generated ones: images, observables if needed, label 1 for generated."""
+
+    images: SparseImages
+    table: pd.DataFrame | None
+    label: np.ndarray
+
+
+def labels(*counts: int) -> np.ndarray:
+    """0 for so many real jets, then 1 for so many generated ones."""
+    return np.repeat([0, 1], counts)
+
+
+def mixed(real: Sample, made: Sample) -> Mixed:
+    """Both together."""
+    both = joined([real, made])
+    return Mixed(both.images, both.table, labels(len(real.table), len(made.table)))
+
+
 @torch.inference_mode()
 def logits(model: nn.Module, images: SparseImages) -> np.ndarray:
     """A judge's logits (n,), in double precision, which ties no certain jets."""
-    parts = [model(images.dense(rows, DEVICE)).cpu() for rows in in_parts(np.arange(len(images)), 100)]
-    return torch.cat(parts).double().numpy()
+    parts = in_parts(np.arange(len(images)), 100)
+    return torch.cat([model(images.dense(r, DEVICE)).cpu() for r in parts]).double().numpy()
 
 
-def network_judge(kind: type[nn.Module], images: SparseImages, label: np.ndarray, stop: SparseImages,
-                  stop_label: np.ndarray, seed: int) -> nn.Module:  # fmt: skip
+# %%
+def network_judge(kind: type[nn.Module], fit: Mixed, stop: Mixed, seed: int) -> nn.Module:
     """A trained judge; the pass with the lowest loss on the jets to stop with."""
     seed_everything(seed)
     model, best, weights = kind().to(DEVICE), np.inf, {}
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
-    target, truth = (torch.as_tensor(y, dtype=torch.float32) for y in (label, stop_label))
+    target, truth = (torch.as_tensor(part.label, dtype=torch.float32) for part in (fit, stop))
     for number in range(CONFIG.judge_passes):
-        for rows in epoch_batches(np.arange(len(label)), min(32, len(label)), seed, number):
-            logit = model.train()(images.dense(rows, DEVICE))
+        model.train()
+        for rows in epoch_batches(np.arange(len(target)), min(32, len(target)), seed, number):
+            logit = model(fit.images.dense(rows, DEVICE))
             loss = binary_cross_entropy_with_logits(logit, target[rows].to(DEVICE))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        value = binary_cross_entropy_with_logits(torch.as_tensor(logits(model.eval(), stop)), truth.double())
-        if value.item() < best:
-            best, weights = value.item(), {k: v.clone() for k, v in model.state_dict().items()}
+        answer = torch.as_tensor(logits(model.eval(), stop.images))
+        value = binary_cross_entropy_with_logits(answer, truth.double()).item()
+        if value < best:
+            best, weights = value, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(weights)
     return model
+
+
+def tree_judge(fit: Mixed, stop: Mixed, seed: int) -> Callable[[pd.DataFrame], np.ndarray]:
+    """Boosted trees on observables, as a function of a table."""
+    model = HistGradientBoostingClassifier(
+        max_iter=300, learning_rate=0.08, max_leaf_nodes=15, random_state=seed
+    )
+    x = (part.table.to_numpy() for part in (fit, stop))
+    model = fit_trees(model, next(x), fit.label, next(x), stop.label)
+    return lambda table: model.decision_function(table.to_numpy())
 
 
 # %%
@@ -1193,32 +1260,35 @@ def cut(made: Sample) -> tuple[Sample, Sample, Sample]:
     return made.rows(slice(a)), made.rows(slice(a, b)), made.rows(slice(b, None))
 
 
-def tree_judge(table: pd.DataFrame, label: np.ndarray, stop: pd.DataFrame, stop_label: np.ndarray, seed: int) -> Callable:
-    """Boosted trees on observables, as a function of a table."""
-    model = HistGradientBoostingClassifier(max_iter=300, learning_rate=0.08, max_leaf_nodes=15, random_state=seed)
-    model = fit_trees(model, table.to_numpy(), label, stop.to_numpy(), stop_label)
-    return lambda table: model.decision_function(table.to_numpy())
+def with_real(fit: Sample, stop: Sample) -> tuple[Mixed, Mixed]:
+    """Beside generated jets as many training jets to fit, and validation jets to stop."""
+    parts = (real["train"], fit), (real["validation"], stop)
+    return tuple(mixed(others.rows(slice(len(made.table))), made) for others, made in parts)
 
 
 def judge(kind: str, made: Sample, seed: int, against: tuple[str, ...]) -> list[np.ndarray]:
-    """Scores of (real jets of each set, then the generated ones to score); more means generated."""
+    """Scores of (real jets of each set, then the generated ones); more means generated."""
     fit, stop, scored = cut(made)
-    few = len(stop.table)
-    pairs = (real["train"].rows(slice(len(fit.table))), fit), (real["validation"].rows(slice(few)), stop)
-    samples = [joined(list(pair)) for pair in pairs]
-    labels = [np.repeat([0, 1], [len(r.table), len(m.table)]) for r, m in pairs]
+    pair = with_real(fit, stop)
     if kind == "trees":
-        score = tree_judge(samples[0].table, labels[0], samples[1].table, labels[1], seed)
-        return [np.concatenate([score(real[s].table), score(scored.table)]) for s in against]
-    model = network_judge(TowerJudge, samples[0].images, labels[0], samples[1].images, labels[1], seed)
-    return [np.concatenate([logits(model, real[s].images), logits(model, scored.images)]) for s in against]
+        score = tree_judge(*pair, seed)
+        return [score(pd.concat([real[name].table, scored.table])) for name in against]
+    model = network_judge(TowerJudge, *pair, seed)
+    own = logits(model, scored.images)
+    return [np.concatenate([logits(model, real[name].images), own]) for name in against]
 
 
 # %%
-def labels_of(name: str, n: int) -> np.ndarray:
-    """0 for the jets of a real set, 1 for generated ones, of n scores together."""
-    count = len(real[name].table)
-    return np.repeat([0, 1], [count, n - count])
+def compared(name: str, scores: dict[str, list[np.ndarray]], reference: str) -> Comparison:
+    """AUCs of judges that scored a real set and generated jets; less is better."""
+    n, count = len(scores[reference][0]), len(real[name].table)
+    y = labels(count, n - count)
+    return Comparison(roc_auc, y, scores, reference, higher_is_better=False)
+
+
+def interval(comparison: Comparison, name: str) -> str:
+    """Value and interval as text."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*comparison.interval(name))
 
 
 # %% [markdown]
@@ -1228,16 +1298,16 @@ def labels_of(name: str, n: int) -> np.ndarray:
 
 # %%
 def smallest_found(kind: str, defect: str) -> dict[float, tuple[float, float]]:
-    """AUC and the lower end of its interval for falling grades of a defect, down to the first not found."""
+    """AUC and its lower end for falling grades of a defect, down to the first not found."""
     found = {}
     for grade in CONFIG.grades:
         x = samples["real"][0].images.dense().numpy()
         x = DEFECTS[defect](x, np.random.default_rng(0), grade)
         made = sample_of([Towers(x, samples["real"][0].largest)])
-        (score,) = judge(kind, made, 0, ("validation",))
-        entry = evaluate({"auc": roc_auc}, labels_of("validation", len(score)), score, 100)["auc"]
-        found[grade] = entry["value"], entry["low"]
-        if entry["low"] <= 0.5:
+        scores = judge(kind, made, 0, ("validation",))
+        value, low, _ = compared("validation", {"a": scores}, "a").interval("a")
+        found[grade] = value, low
+        if low <= 0.5:
             break
     return found
 
@@ -1245,7 +1315,8 @@ def smallest_found(kind: str, defect: str) -> dict[float, tuple[float, float]]:
 KINDS = ("trees", "towers")
 plan = [(kind, defect) for kind in KINDS[::-1] for defect in DEFECTS]
 path = run.directory / "state" / "planted.joblib"
-planted = computed_once(path, lambda: dict(zip(plan, side_by_side(smallest_found, plan), strict=True)))
+answers = computed_once(path, lambda: side_by_side(smallest_found, plan))
+planted = dict(zip(plan, answers, strict=True))
 
 
 # %%
@@ -1255,7 +1326,8 @@ def sensitivity(kind: str, defect: str) -> float:
 
 
 frame = pd.DataFrame({kind: {d: sensitivity(kind, d) for d in DEFECTS} for kind in KINDS})
-frame["AUC at full grade, trees / towers"] = [" / ".join(f"{planted[k, d][CONFIG.grades[0]][0]:.3f}" for k in KINDS) for d in DEFECTS]
+for kind in KINDS:
+    frame[f"AUC at full grade, {kind}"] = [planted[kind, d][CONFIG.grades[0]][0] for d in DEFECTS]
 frame.rename_axis("smallest grade that is found (1: every jet; 10 %)")
 
 # %% [markdown]
@@ -1270,38 +1342,51 @@ projection = torch.randn(N_CHANNELS * GRID**2, 256, generator=torch_generator(0,
 mean_pattern = real["train"].images.dense(np.arange(min(500, n_made))).log1p().mean(0)
 
 
-def patterns(x: torch.Tensor) -> np.ndarray:
+def patterns(x: Tensor) -> np.ndarray:
     """Towers (n, 8, 25, 25) -> ln(1 + x) less the mean jet, projected, of unit length (n, 256)."""
     flat = (x.log1p() - mean_pattern).flatten(1) @ projection
     return (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-9)).numpy()
 
 
-def nearer_to_training(x: torch.Tensor) -> np.ndarray:
-    """ln of the distances to the nearest training jet and the nearest new one, over mirrors; (n,)."""
+def nearer_to_training(x: Tensor) -> np.ndarray:
+    """ln of the distance to the nearest training jet over that to the nearest new one; (n,)."""
     views = [patterns(x.flip(axes)) for axes in ((), (2,), (3,), (2, 3))]
-    near = [np.min([two_samples.nearest_distance(view, pool) for view in views], axis=0) for pool in pools]
+    near = [
+        np.min([two_samples.nearest_distance(view, pool) for view in views], axis=0)
+        for pool in pools
+    ]
     return np.log((near[0] + 1e-6) / (near[1] + 1e-6))
 
 
 # %%
+def in_patterns(rows: np.ndarray) -> np.ndarray:
+    """Patterns of real jets."""
+    parts = [torch.as_tensor(to_towers(jets, part).x) for part in in_parts(rows)]
+    return np.concatenate([patterns(part) for part in parts])
+
+
 half = len(splits.test) // 2
 held = np.concatenate([splits.validation, splits.test[:half]])
-pools = [np.concatenate([patterns(torch.as_tensor(to_towers(jets, rows).x)) for rows in in_parts(part)])
-         for part in (splits.train, held)]  # fmt: skip
-few = min(600, half)
-new = real["test"].images.dense(np.arange(half, 2 * half))
+pools = [in_patterns(splits.train), in_patterns(held)]
+few = min(600, half, n_made)
+new = real["test"].images.dense(np.arange(half, half + few))
 threshold = np.quantile(nearer_to_training(new), 0.02)
-control = to_towers(jets, splits.train[-few:]).x[..., ::-1] * (rng.random((few, N_CHANNELS, GRID, GRID)) > 0.1)
-control = torch.as_tensor(control.astype(np.float32))
-copied = {}
+
+# %%
+control = torch.as_tensor(to_towers(jets, splits.train[-few:]).x).flip(3)
+control = control * (torch.rand(control.shape, generator=torch_generator(0, 6)) > 0.1)
+suspects = {}
 for share in (0.1, 0.03):
-    mixed = torch.cat([control[: round(share * few)], new[: few - round(share * few)]])
-    copied[f"control: {100 * share:g} % memorised"] = nearer_to_training(mixed) < threshold
+    n = round(share * few)
+    suspects[f"control: {share:.0%} memorised"] = torch.cat([control[:n], new[n:]])
 for name in ("long", "diffusion", "vae", "gan"):
-    copied[LABELS[name]] = nearer_to_training(samples[name][0].images.dense(np.arange(min(few, n_made)))) < threshold
-copy_entries = {n: metric_entry(v.mean(), *(v.mean() + s * 1.96 * np.sqrt(v.mean() * (1 - v.mean()) / len(v)) for s in (-1, 1)))
-                for n, v in copied.items()}  # fmt: skip
-results_frame({name: {"share below the 2 % threshold": entry} for name, entry in copy_entries.items()})
+    suspects[LABELS[name]] = samples[name][0].images.dense(np.arange(few))
+copies = {}
+for name, x in suspects.items():
+    copied = nearer_to_training(x) < threshold
+    error = copied.std() / np.sqrt(few)
+    copies[name] = two_samples.distance_entry([(copied.mean(), error)])
+results_frame({name: {"share below the 2 % threshold": entry} for name, entry in copies.items()})
 
 # %% [markdown]
 # ## 7. Evaluation
@@ -1310,11 +1395,9 @@ results_frame({name: {"share below the 2 % threshold": entry} for name, entry in
 # Judges that are trained anew on other jets decide whether it helped.
 
 # %%
-fit, stop = samples["long"][0].rows(slice(n_made // 2)), samples["long"][0].rows(slice(n_made // 2, None))
-others = real["train"].rows(slice(n_made // 2, None))
-few = len(stop.table)
-score = tree_judge(pd.concat([others.table[few:], fit.table]), np.repeat([0, 1], [len(others.table) - few, len(fit.table)]),
-                   pd.concat([others.table[:few], stop.table]), np.repeat([0, 1], [few, few]), 5)  # fmt: skip
+own, others = samples["long"][0], real["train"].rows(slice(n_made // 2, None))
+cuts = slice(n_made * 9 // 10), slice(n_made * 9 // 10, None)
+score = tree_judge(*(mixed(others.rows(rows), own.rows(rows)) for rows in cuts), 5)
 weight = np.exp(-score(pool.table))
 keep = rng.random(len(weight)) < weight / np.quantile(weight, 0.95)
 samples["rejection"] = [pool.rows(np.flatnonzero(keep)[:n_made])]
@@ -1332,17 +1415,18 @@ frame
 # %% [markdown]
 # **Is stage one sound?** Its 27 numbers bound everything that follows. Trees get nothing but these.
 
+
 # %%
-n = min(len(splits.test), len(first_numbers))
-numbers = {p: conditions[rows].numpy() for p, rows in parts}
-drawn_numbers = [stage_one(n, seed).cpu().numpy() for seed in (3000, 3001)]
-few = min(len(numbers["train"]), 10_000)
-fit, stop = (np.concatenate(pair) for pair in ((numbers["train"][:few], stage_one(few, 3002).cpu().numpy()),
-                                               (numbers["validation"], drawn_numbers[0][: len(splits.validation)])))  # fmt: skip
-score = tree_judge(pd.DataFrame(fit), np.repeat([0, 1], few), pd.DataFrame(stop),
-                   np.repeat([0, 1], [len(splits.validation), len(stop) - len(splits.validation)]), 0)  # fmt: skip
-both = pd.DataFrame(np.concatenate([numbers["test"][:n], drawn_numbers[1]]))
-first_stage = evaluate({"auc": roc_auc}, np.repeat([0, 1], n), score(both), 200)["auc"]
+def mixed_numbers(part: str, seed: int) -> Mixed:
+    """Stage one's numbers of real jets, at most 10,000, and as many draws."""
+    rows = getattr(splits, part)[:10_000]
+    both = np.concatenate([conditions[rows].numpy(), stage_one(len(rows), seed).cpu().numpy()])
+    return Mixed(jets, pd.DataFrame(both), labels(len(rows), len(rows)))
+
+
+fit, stop, scored = (mixed_numbers(part, 3000 + k) for k, part in enumerate(splits._fields))
+answer = tree_judge(fit, stop, 0)(scored.table)
+first_stage = evaluate({"auc": roc_auc}, scored.label, answer, 200)["auc"]
 results_frame({"stage one": {"two-sample AUC of trees": first_stage}})
 
 # %% [markdown]
@@ -1352,19 +1436,17 @@ results_frame({"stage one": {"two-sample AUC of trees": first_stage}})
 
 # %%
 sets = tuple(name for name in ("test", "independent") if name in real)
-plan = [(kind, sample, number, sets) for kind in KINDS[::-1] for name in TABLE for number, sample in enumerate(samples[name])]
-found = iter(side_by_side(judge, plan))
-verdicts: dict[tuple[str, str], list[list[np.ndarray]]] = {
-    (kind, name): [next(found) for _ in samples[name]] for kind in KINDS[::-1] for name in TABLE
-}
-comparisons = {}
-for kind in KINDS:
+judged = [name for name in TABLE if name != "rejection"]
+plan = [(kind, one, k, sets) for kind in KINDS[::-1] for n in judged for k, one in enumerate(samples[n])]  # fmt: skip
+answers, comparisons = iter(side_by_side(judge, plan)), {}
+for kind in KINDS[::-1]:
+    found = {name: [next(answers) for _ in samples[name]] for name in judged}
     for which, title in enumerate(sets):
-        scores = {name: [one[which] for one in verdicts[kind, name]] for name in TABLE if name != "rejection"}
-        y = labels_of(title, len(scores["long"][0]))
-        comparisons[kind, title] = Comparison(roc_auc, y, scores, "diffusion", higher_is_better=False)
+        scores = {name: [one[which] for one in ones] for name, ones in found.items()}
+        comparisons[kind, title] = compared(title, scores, "diffusion")
 for kind in KINDS:
-    display(comparisons[kind, "test"].table().rename(index=LABELS).rename_axis(f"AUC of {kind}, test jets"))
+    table = comparisons[kind, "test"].table().rename(index=LABELS)
+    display(table.rename_axis(f"AUC of {kind}, test jets"))
 
 # %% [markdown]
 # The rejected sample is smaller, and judges learn less from fewer jets. Beside it therefore stands the long training, cut to the
@@ -1374,11 +1456,9 @@ for kind in KINDS:
 n_kept = len(samples["rejection"][0].table)
 shorter = {"rejection": samples["rejection"][0], "long": samples["long"][0].rows(slice(n_kept))}
 plan = [(kind, sample, 7, ("test",)) for kind in KINDS for sample in shorter.values()]
-found = iter(side_by_side(judge, plan))
-rejections = {}
+answers, rejections = iter(side_by_side(judge, plan)), {}
 for kind in KINDS:
-    scores = {name: next(found)[0] for name in shorter}
-    rejections[kind] = Comparison(roc_auc, labels_of("test", len(scores["long"])), scores, "long", higher_is_better=False)
+    rejections[kind] = compared("test", {name: next(answers) for name in shorter}, "long")
     display(rejections[kind].table().rename(index=LABELS).rename_axis(f"AUC of {kind}"))
 
 # %% [markdown]
@@ -1397,26 +1477,41 @@ def standardised(x: np.ndarray) -> np.ndarray:
     return ((x - centre) / np.where(useful, width, 1))[:, useful].clip(-20, 20)
 
 
-def distances_of(name: str, number: int) -> dict[str, tuple[float, float] | np.ndarray]:
+def distances_of(name: str, number: int) -> dict[str, tuple | np.ndarray]:
     """FPD and KPD with their errors, separation power, and the four kinds of coverage."""
     x = samples[name][number].table.to_numpy()
     n = min(len(x), len(test_table))
     found = two_samples.neighbourhood(standardised(test_table[:n]), standardised(x[:n]))
-    return {"fpd": fpd(test_table, x), "kpd": kpd(test_table, x, size=1000), "separation": (two_samples.separations(test_table, x).mean(), 0.0), **found}
+    separation = two_samples.separations(test_table, x).mean(), 0.0
+    found |= {"fpd": fpd(test_table, x), "kpd": kpd(test_table, x, size=1000)}
+    return found | {"separation": separation}
 
 
 # %%
 plan = [(name, number) for name in TABLE for number in range(len(samples[name]))]
 found = dict(zip(plan, side_by_side(distances_of, plan), strict=True))
 per_arm = {name: [found[name, k] for k in range(len(samples[name]))] for name in TABLE}
-entries = {name: {key: two_samples.distance_entry([one[key] for one in ones]) for key in ("fpd", "kpd", "separation")}
-           for name, ones in per_arm.items()}  # fmt: skip
-coverage = {}
-for key in ("precision", "recall", "density", "coverage"):
-    ones = {n: [one[key].astype(float) for one in found] for n, found in per_arm.items() if n != "rejection"}
-    coverage[key] = Comparison(lambda y, s, weight=None: float(np.mean(s)), np.zeros(len(ones["long"][0])), ones, "diffusion", n_resamples=100)
+entries = {
+    name: {k: two_samples.distance_entry([one[k] for one in ones]) for k in ("fpd", "kpd", "separation")}
+    for name, ones in per_arm.items()
+}  # fmt: skip
+
+
+def average(y: np.ndarray, s: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """The mean of numbers that each jet has, as a metric."""
+    return float(np.average(s, weights=weight))
+
+
+def shares(key: str) -> Comparison:
+    """Precision, recall, density or coverage of the arms, compared over jets and trainings."""
+    ones = {name: [one[key].astype(float) for one in per_arm[name]] for name in judged}
+    return Comparison(average, np.zeros(len(ones["long"][0])), ones, "diffusion", n_resamples=100)
+
+
+coverage = {key: shares(key) for key in ("precision", "recall", "density", "coverage")}
 display(results_frame({LABELS[name]: entry for name, entry in entries.items()}))
-display(pd.DataFrame({key: {LABELS[n]: "{:.3f} [{:.3f}, {:.3f}]".format(*c.interval(n)) for n in c.values} for key, c in coverage.items()}))
+frame = {key: {LABELS[n]: interval(c, n) for n in judged} for key, c in coverage.items()}
+display(pd.DataFrame(frame))
 
 # %% [markdown]
 # **The worst direction: a test of its own.** Distances say how far, not whether that is more than chance. Take every
@@ -1427,25 +1522,32 @@ display(pd.DataFrame({key: {LABELS[n]: "{:.3f} [{:.3f}, {:.3f}]".format(*c.inter
 
 # %%
 turn = two_samples.directions(int(useful.sum()))
-turned_test = standardised(test_table) @ turn
-counts = [n for n in (10, 15, 25, 40, 60, 100, 150, 250, 400, 600, 1000) if 2 * n <= len(turned_test)]
-plan = [(turned_test, n, CONFIG.null_draws) for n in counts]
-nulls = dict(zip(counts, side_by_side(two_samples.null_distribution, plan), strict=True))
+turned = {n: standardised(samples[n][0].table.to_numpy()) @ turn for n in TABLE}
+turned["test"] = standardised(test_table) @ turn
+sizes_tried = (10, 15, 25, 40, 60, 100, 150, 250, 400, 600, 1000)
+sizes_tried = [n for n in sizes_tried if 2 * n <= len(turned["test"])]
+plan = [(turned["test"], n, CONFIG.null_draws) for n in sizes_tried]
+nulls = dict(zip(sizes_tried, side_by_side(two_samples.null_distribution, plan), strict=True))
 
 
 def jets_needed(name: str) -> str:
     """The smallest sample that is told from real jets."""
-    made = standardised(samples[name][0].table.to_numpy()) @ turn
-    sizes = (n for n in counts if n <= len(made) and two_samples.median_p(turned_test, made, n, nulls[n]) < 0.05)
-    return str(next(sizes, f"more than {counts[-1]}"))
+    for n in [n for n in sizes_tried if n <= len(turned[name])]:
+        if two_samples.median_p(turned["test"], turned[name], n, nulls[n]) < 0.05:
+            return str(n)
+    return f"more than {sizes_tried[-1]}"
 
 
-again = two_samples.null_distribution(turned_test, counts[len(counts) // 2], CONFIG.null_draws, seed=1)
-rejected = float(np.mean(two_samples.p_value(again, nulls[counts[len(counts) // 2]]) < 0.05))
-print(f"real against real is rejected in {rejected:.1%} of divisions that the test has not seen")
-worst = {name: two_samples.ks_statistics(turned_test, standardised(samples[name][0].table.to_numpy()) @ turn) for name in TABLE}
-columns = [*real["test"].table.columns[useful], *["a combination"] * turn.shape[1]]
-pd.DataFrame({LABELS[n]: {"jets needed": jets_needed(n), "worst direction": columns[int(worst[n].argmax())]} for n in TABLE}).T
+# %%
+n = sizes_tried[len(sizes_tried) // 2]
+again = two_samples.null_distribution(turned["test"], n, CONFIG.null_draws, seed=1)
+rejected = np.mean(two_samples.p_value(again, nulls[n]) < 0.05)
+print(f"real against real, {n} jets each: rejected in {rejected:.1%} of divisions not seen before")
+columns, rows = [*real["test"].table.columns[useful], *["a combination"] * turn.shape[1]], {}
+for name in TABLE:
+    worst = two_samples.ks_statistics(turned["test"], turned[name]).argmax()
+    rows[LABELS[name]] = {"jets needed": jets_needed(name), "worst direction": columns[worst]}
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # **Which generator is nearest to nature?** A classifier learns to name the generator of a jet and is then shown real jets: the
@@ -1454,15 +1556,18 @@ pd.DataFrame({LABELS[n]: {"jets needed": jets_needed(n), "worst direction": colu
 # %%
 classes = ("long", "diffusion", "vae", "gan", "gan_plain", "independent")
 fits = [samples[name][0].table.to_numpy()[: n_made // 2] for name in classes]
-namer = HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=15, early_stopping=False, random_state=0)
+namer = HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=15, early_stopping=False)
 namer.fit(np.concatenate(fits), np.repeat(np.arange(len(classes)), [len(x) for x in fits]))
 posterior = np.log(namer.predict_proba(test_table).clip(1e-7))  # (n, classes)
-log_posterior = {n: two_samples.distance_entry([(p.mean(), p.std() / np.sqrt(len(p)))]) for n, p in zip(classes, posterior.T, strict=True)}
+log_posterior = {
+    name: two_samples.distance_entry([(p.mean(), p.std() / np.sqrt(len(p)))])
+    for name, p in zip(classes, posterior.T, strict=True)
+}
 
 
 # %%
 def milliseconds(name: str, n: int) -> float:
-    """Per jet in a batch of n, stage one and towers included; above 500 in parts, one of which is timed."""
+    """Per jet in a batch of n, everything included; above 500 in parts, one of which is timed."""
     size = min(n, 500)
     make(name, 0, first_numbers[:1], 0)
     started = time.perf_counter()
@@ -1471,28 +1576,40 @@ def milliseconds(name: str, n: int) -> float:
 
 
 batches = (1, min(100, CONFIG.largest_batch), CONFIG.largest_batch)
-speeds = {name: [milliseconds(name, n) for n in batches] for name in ("long", "vae", "gan", "independent")}
-frame = pd.DataFrame({LABELS[n]: {"log-posterior": f"{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"} for n, e in log_posterior.items()}).T
+timed = ("long", "vae", "gan", "independent")
+speeds = {name: [milliseconds(name, n) for n in batches] for name in timed}
+frame = results_frame({LABELS[n]: {"log-posterior": entry} for n, entry in log_posterior.items()})
 for k, n in enumerate(batches):
-    frame[f"ms per jet, batch of {n:,}"] = pd.Series({LABELS[name]: f"{t[k]:.2f}" for name, t in speeds.items()})
+    column = {LABELS[name]: f"{speeds[name][k]:.2f}" for name in timed}
+    frame[f"ms per jet, batch of {n:,}"] = pd.Series(column)
 frame.fillna("").rename_axis(f"{device_name()}, {torch.get_num_threads()} threads")
 
 # %% [markdown]
 # **What gives the long training away**: the observables with the largest separation power, and how the rivals do there.
 
 # %%
-powers = pd.DataFrame({LABELS[n]: two_samples.separations(test_table, samples[n][0].table.to_numpy()) for n in ("long", "diffusion", "vae", "gan", "real")},
-                      index=real["test"].table.columns)  # fmt: skip
-display(powers.nlargest(6, LABELS["long"]).round(4))
-SHOWN = {"track_core": "tracks within 1.5 towers", "ecal_ptd": "ECAL $p_T^D$", "track_dz_both": "towers shared by tracks and dz",
-         "ecal_beside": "ECAL towers beside another", "track_ecal_cosine": "overlap of tracks and ECAL", "bpix1_bpix2_both": "BPIX 1 and 2 in one tower"}  # fmt: skip
+drawn_arms = ("long", "vae", "gan", "independent")
+tables = {n: samples[n][0].table.to_numpy() for n in (*drawn_arms, "real")}
+powers = {n: two_samples.separations(test_table, x) for n, x in tables.items()}
+powers = pd.DataFrame(powers, index=real["test"].table.columns).rename(columns=LABELS)
+powers.nlargest(6, LABELS["long"]).round(4)
+
+# %%
+SHOWN = {
+    "track_core": "tracks within 1.5 towers", "ecal_ptd": "ECAL $p_T^D$",
+    "track_dz_both": "towers shared by tracks and dz", "ecal_beside": "ECAL towers beside another",
+    "track_ecal_cosine": "overlap of tracks and ECAL",
+    "bpix1_bpix2_both": "BPIX 1 and 2 in one tower",
+}  # fmt: skip
 fig, axes = plt.subplots(2, 3, figsize=(11, 5.2))
 for axis, (column, label) in zip(axes.flat, SHOWN.items(), strict=True):
-    bins = np.linspace(*np.quantile(real["test"].table[column], [0.003, 0.997]), 31)
-    axis.hist(real["test"].table[column], bins, density=True, color="lightgrey", label="test jets")
-    for number, name in enumerate(("long", "vae", "gan", "independent")):
-        axis.hist(samples[name][0].table[column], bins, density=True, histtype="step", color=plotting.PALETTE[number],
-                  ls=plotting.LINES[number], label=LABELS[name])  # fmt: skip
+    values = real["test"].table[column]
+    bins = np.linspace(*np.quantile(values, [0.003, 0.997]), 31)
+    axis.hist(values, bins, density=True, color="lightgrey", label="test jets")
+    for number, name in enumerate(drawn_arms):
+        style = {"color": plotting.PALETTE[number], "ls": plotting.LINES[number]}
+        values = samples[name][0].table[column]
+        axis.hist(values, bins, density=True, histtype="step", label=LABELS[name], **style)
     axis.set(xlabel=label, yticks=[])
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
 plt.show()
@@ -1502,6 +1619,7 @@ plt.show()
 # Towers become $125\times125$ images: each gets the pattern of a real training tower of its channel and nearly its value,
 # one of the ten nearest. The tower with the pixel of 255 gets a pattern that had one. HCAL towers are even; dz and d0 are put
 # on pixels that have a track. What this step cannot make is a relation between the pixels of neighbouring towers.
+
 
 # %%
 def rendered(sample: Sample, seed: int) -> SparseImages:
@@ -1528,28 +1646,35 @@ pixels = {
 def judged_pixels(name: str) -> np.ndarray:
     """Scores of test jets, then of the last 40 % of a set of images."""
     made, a, b = pixels[name], n_pixels // 2, n_pixels * 6 // 10
-    fit = concatenate([jets.subset(wanted_rows[:a]), made.subset(slice(a))])
-    stop = concatenate([jets.subset(splits.validation[: b - a]), made.subset(slice(a, b))])
-    few = len(stop) - (b - a)
-    model = network_judge(PixelJudge, fit, np.repeat([0, 1], [a, a]), stop, np.repeat([0, 1], [few, b - a]), 0)
-    return np.concatenate([logits(model, jets.subset(splits.test[:n_pixels])), logits(model, made.subset(slice(b, None)))])
+    parts = (wanted_rows[:a], slice(a)), (splits.validation[: b - a], slice(a, b))
+    pair = []
+    for rows, chosen in parts:
+        both = jets.subset(rows), made.subset(chosen)
+        pair.append(Mixed(concatenate(both), None, labels(*map(len, both))))
+    model = network_judge(PixelJudge, *pair, 0)
+    scored = jets.subset(splits.test[:n_pixels]), made.subset(slice(b, None))
+    return np.concatenate([logits(model, images) for images in scored])
 
 
 # %%
-found = dict(zip(pixels, side_by_side(judged_pixels, [(name,) for name in pixels]), strict=True))
+answers = side_by_side(judged_pixels, [(name,) for name in pixels])
 n = min(n_pixels, len(splits.test))
-pixel_judge = Comparison(roc_auc, np.repeat([0, 1], [n, len(found["real"]) - n]), found, "real", higher_is_better=False)
-frame = pd.DataFrame({name: impossible_pixels(images.dense(np.arange(min(100, n_pixels))).numpy()).mean() for name, images in pixels.items()}).T
-frame.insert(0, "AUC of the CNN", ["{:.3f} [{:.3f}, {:.3f}]".format(*pixel_judge.interval(name)) for name in pixels])
-possible = possible and float(frame.loc["long"].iloc[1:].max()) == 0
+y = labels(n, len(answers[0]) - n)
+scores = dict(zip(pixels, answers, strict=True))
+pixel_judge = Comparison(roc_auc, y, scores, "real", higher_is_better=False)
+few = np.arange(min(100, n_pixels))
+frame = {n: impossible_pixels(images.dense(few).numpy()).mean() for n, images in pixels.items()}
+frame = pd.DataFrame(frame).T
+possible = possible and float(frame.loc["long"].max()) == 0
+frame.insert(0, "AUC of the CNN", [interval(pixel_judge, name) for name in pixels])
 frame.rename(index=LABELS)
 
 # %%
 fig, axes = plt.subplots(2, 4, figsize=(11, 5.2))
-for line, name in zip(axes, ("real", "long"), strict=True):
-    image = pixels[name].dense(np.arange(1))[0].numpy()
+for line, (key, name) in zip(axes, {"real": "real", "long": "generated"}.items(), strict=True):
+    image = pixels[key].dense(np.arange(1))[0].numpy()
     for axis, channel in zip(line, (TRACK, ECAL, HCAL, 5), strict=True):
-        plotting.event_image(axis, image[channel], f"{'real' if name == 'real' else 'generated'}: {CHANNELS[channel]}", "")
+        plotting.event_image(axis, image[channel], f"{name}: {CHANNELS[channel]}", "")
         axis.label_outer()
 plt.show()
 
@@ -1567,15 +1692,20 @@ plt.show()
 # drawn jets and once for the decoder's mean.
 
 # %%
-SWEEP = {"beta 0.1": (("beta", 0.1),), "beta 1": (), "beta 10": (("beta", 10.0),),
-         "beta 10, free bits": (("beta", 10.0), ("free_bits", 1.0))}  # fmt: skip
-sweep = {name: [Job("vae", seed, CONFIG.sweep, options, free=True) for seed in CONFIG.seeds] for name, options in SWEEP.items()}
-run_jobs([job for jobs_ in sweep.values() for job in jobs_])
+SWEEP = {
+    "beta 0.1": (("beta", 0.1),), "beta 1": (), "beta 10": (("beta", 10.0),),
+    "beta 10, free bits": (("beta", 10.0), ("free_bits", 1.0)),
+}  # fmt: skip
+sweep = {
+    name: [Job("vae", seed, CONFIG.sweep, options, free=True) for seed in CONFIG.seeds]
+    for name, options in SWEEP.items()
+}
+run_jobs([job for trainings in sweep.values() for job in trainings])
 RING = np.rint(np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(GRID) * GRID], indexing="ij")))
 
 
-def small_scale_power(hit: torch.Tensor) -> np.ndarray:
-    """Power above six waves per image of patterns (n, 8, 25, 25), less their mean, of each jet (n,)."""
+def small_scale_power(hit: Tensor) -> np.ndarray:
+    """Power above six waves per image of patterns (n, 8, 25, 25), less their mean; (n,)."""
     power = torch.fft.fft2(hit - hit.mean(0)).abs().square().numpy()
     return power[..., RING > 6].mean((1, 2))
 
@@ -1583,22 +1713,23 @@ def small_scale_power(hit: torch.Tensor) -> np.ndarray:
 # %%
 @torch.no_grad()
 def free_jets(job: Job) -> dict[str, np.ndarray]:
-    """Active towers and small-scale power of new jets without stage one, and the active latent numbers."""
+    """Active towers and small-scale power of new jets, and the active latent numbers."""
     model, generator = restored(job), torch_generator(job.seed, 3)
     v, _, condition = training_batch(job, splits.validation[:500])
     latent = torch.randn(len(v), LATENT, generator=generator).to(v)
     log_odds = model.decode(latent, condition)[0].cpu()
     hit = (log_odds + logistic(log_odds, generator) > 0).float()
     active = (model.encode(v, condition)[0].var(0) > 0.01).sum().item()  # arXiv:1509.00519
-    return {"towers": hit.sum((1, 2, 3)).numpy(), "drawn": small_scale_power(hit),
-            "mean": small_scale_power(log_odds.sigmoid()), "active": np.full(len(v), float(active))}  # fmt: skip
+    return {
+        "towers": hit.sum((1, 2, 3)).numpy(), "active": np.full(len(v), float(active)),
+        "drawn": small_scale_power(hit), "mean": small_scale_power(log_odds.sigmoid()),
+    }  # fmt: skip
 
 
-found = {name: [free_jets(job) for job in jobs_] for name, jobs_ in sweep.items()}
+found = {name: [free_jets(job) for job in trainings] for name, trainings in sweep.items()}
 hit = batch_of(splits.validation[:500])[1].cpu()
 real_towers, real_power = hit.sum((1, 2, 3)).numpy(), small_scale_power(hit).mean()
 decile = np.quantile(real_towers, 0.9)
-average = lambda y, s, weight=None: float(np.mean(s))  # noqa: E731
 
 
 def of_sweep(value: Callable[[dict], np.ndarray]) -> Comparison:
@@ -1614,12 +1745,14 @@ biases = {
     "power, drawn": of_sweep(lambda one: one["drawn"] / real_power),
     "power of the mean": of_sweep(lambda one: one["mean"] / real_power),
 }
-display(pd.DataFrame({key: {n: "{:.3g} [{:.3g}, {:.3g}]".format(*c.interval(n)) for n in SWEEP} for key, c in biases.items()}))
+frame = {key: {name: interval(c, name) for name in SWEEP} for key, c in biases.items()}
+display(pd.DataFrame(frame))
 fig, axis = plt.subplots(figsize=(7, 2.8))
 bins = np.linspace(0, 1.6 * decile, 41)
 axis.hist(real_towers, bins, density=True, color="lightgrey", label="real")
 for number, name in enumerate(SWEEP):
-    axis.hist(found[name][0]["towers"], bins, density=True, histtype="step", color=plotting.PALETTE[number], ls=plotting.LINES[number], label=name)
+    style = {"color": plotting.PALETTE[number], "ls": plotting.LINES[number], "label": name}
+    axis.hist(found[name][0]["towers"], bins, density=True, histtype="step", **style)
 axis.set(xlabel="active towers of a jet", yticks=[])
 axis.legend(fontsize=8)
 plt.show()
@@ -1630,7 +1763,8 @@ plt.show()
 # widths. The cure is the same as for jets, the spread of the critic's features over the batch and a penalty.
 
 # %%
-TOY_MODES, TOY_WIDTH = np.stack(np.meshgrid(*2 * [np.arange(-2, 3)]), -1).reshape(-1, 2).astype(np.float32), 0.05
+TOY_MODES = np.stack(np.meshgrid(*2 * [np.arange(-2.0, 3.0)]), -1).reshape(-1, 2)  # (25, 2)
+TOY_WIDTH = 0.05
 
 
 def modes_found(points: np.ndarray) -> int:
@@ -1640,6 +1774,7 @@ def modes_found(points: np.ndarray) -> int:
     return int((np.bincount(near[near >= 0], minlength=25) >= len(points) / 500).sum())
 
 
+# %%
 class ToyCritic(nn.Module):
     """Points (B, 2) -> (B, 1), with the spread of the features over the batch if wanted."""
 
@@ -1649,7 +1784,7 @@ class ToyCritic(nn.Module):
         self.features = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
         self.out = nn.Linear(64 * (1 + spread), 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.features(x)
         return self.out(torch.cat([h, h.std(0).expand_as(h)], 1) if self.spread else h)
 
@@ -1657,14 +1792,16 @@ class ToyCritic(nn.Module):
 def train_toy(cured: bool, seed: int, steps: int) -> np.ndarray:
     """Points (4000, 2) of a GAN after so many steps."""
     seed_everything(seed)
-    generator = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
-    critic, modes = ToyCritic(cured), torch.as_tensor(TOY_MODES)
-    players = [torch.optim.Adam(net.parameters(), 1e-3, betas=(0.5, 0.99)) for net in (critic, generator)]
+    layers = nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
+    generator = nn.Sequential(*layers)
+    critic, modes = ToyCritic(cured), torch.as_tensor(TOY_MODES).float()
+    players = [torch.optim.Adam(p.parameters(), 1e-3, (0.5, 0.99)) for p in (critic, generator)]
     for _ in range(steps):
         real = modes[torch.randint(25, (128,))] + TOY_WIDTH * torch.randn(128, 2)
         real.requires_grad_()
         answer = critic(real)
-        loss = softplus(-answer).mean() + softplus(critic(generator(torch.randn(128, 2)).detach())).mean()
+        fake = generator(torch.randn(128, 2)).detach()
+        loss = softplus(-answer).mean() + softplus(critic(fake)).mean()
         if cured:
             (slope,) = torch.autograd.grad(answer.sum(), real, create_graph=True)
             loss = loss + 0.15 * slope.square().sum(1).mean()
@@ -1681,12 +1818,14 @@ def train_toy(cured: bool, seed: int, steps: int) -> np.ndarray:
 # %%
 plan = [(cured, seed, CONFIG.toy_steps) for cured in (False, True) for seed in range(3)]
 toys = dict(zip(plan, side_by_side(train_toy, plan), strict=True))
-toy_modes = {name: [modes_found(toys[job]) for job in plan if job[0] == cured] for name, cured in (("plain", False), ("cured", True))}
+toy_modes: dict[str, list[int]] = {"plain": [], "cured": []}
+for (cured, *_), points in toys.items():
+    toy_modes["cured" if cured else "plain"].append(modes_found(points))
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.4), sharey=True)
-for axis, (name, cured) in zip(axes, (("plain", False), ("cured", True)), strict=True):
-    axis.plot(*toys[cured, 0, CONFIG.toy_steps][:1500].T, ".", ms=2, alpha=0.5)
+for axis, name in zip(axes, toy_modes, strict=True):
+    axis.plot(*toys[name == "cured", 0, CONFIG.toy_steps][:1500].T, ".", ms=2, alpha=0.5)
     axis.plot(*TOY_MODES.T, "o", mfc="none", color=plotting.PALETTE[1], ms=7)
-    axis.set(title=f"{name}: {toy_modes[name]} of 25 modes", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+    axis.set(title=f"{name}: {toy_modes[name]} of 25 modes", xlim=(-3, 3), ylim=(-3, 3))
 plt.show()
 
 # %% [markdown]
@@ -1698,17 +1837,18 @@ plt.show()
 flat_test = standardised(test_table)[:1000]
 pair = torch.nn.functional.pdist(torch.as_tensor(flat_test, dtype=torch.float32)).numpy()
 closest = np.quantile(pair, 1e-3)
-support = {}
+support, frame = {}, pd.DataFrame()
 for name in ("gan_plain", "gan", "diffusion", "real"):
-    ones = [two_samples.duplicate_rate(standardised(s.table.to_numpy())[:1000], closest) for s in samples[name]]
-    support[name] = [two_samples.birthday_support(rate) / two_samples.birthday_support(1e-3) for rate in ones]
-seconds = {n: np.mean([trained[job][0].seconds.sum() / job.jets for job in jobs_of(n)]) * 1e3 for n in ("gan_plain", "gan")}
-frame = pd.DataFrame({LABELS[n]: {
-    "recall": "{:.3f} [{:.3f}, {:.3f}]".format(*coverage["recall"].interval(n)),
-    "precision": "{:.3f} [{:.3f}, {:.3f}]".format(*coverage["precision"].interval(n)),
-    "support / that of real jets": ", ".join(f"{v:.2g}" for v in values),
-    "ms per jet in training": f"{seconds[n]:.1f}" if n in seconds else ""} for n, values in support.items()}).T  # fmt: skip
-frame
+    x = [standardised(one.table.to_numpy())[:1000] for one in samples[name]]
+    rates = [two_samples.duplicate_rate(one, closest) for one in x]
+    support[name] = [two_samples.birthday_support(rate / 1e-3) / (2 * np.log(2)) for rate in rates]
+    row = {key: interval(coverage[key], name) for key in ("recall", "precision")}
+    row["support / that of real jets"] = ", ".join(f"{value:.2g}" for value in support[name])
+    if name != "real":
+        seconds = [trained[job][0].seconds.sum() / job.jets for job in jobs_of(name)]
+        row["ms per jet in training"] = f"{1e3 * np.mean(seconds):.1f}"
+    frame[LABELS[name]] = pd.Series(row)
+frame.T.fillna("")
 
 # %% [markdown]
 # ## 9. What was tried
@@ -1718,11 +1858,11 @@ frame
 # %%
 ablation = None
 if CONFIG.ablations:
-    plan = [("trees", sample, k, ("validation",)) for name in ("diffusion", *ABLATIONS) for k, sample in enumerate(samples[name])]
+    names = ("diffusion", *ABLATIONS)
+    plan = [("trees", one, k, ("validation",)) for n in names for k, one in enumerate(samples[n])]
     answers = iter(side_by_side(judge, plan))
-    scores = {name: [next(answers)[0] for _ in samples[name]] for name in ("diffusion", *ABLATIONS)}
-    y = labels_of("validation", len(scores["diffusion"][0]))
-    ablation = Comparison(roc_auc, y, scores, "diffusion", higher_is_better=False)
+    scores = {name: [next(answers)[0] for _ in samples[name]] for name in names}
+    ablation = compared("validation", scores, "diffusion")
     display(ablation.table().rename(index=LABELS).rename_axis("AUC of trees, validation jets"))
 
 # %% [markdown]
@@ -1739,39 +1879,47 @@ if CONFIG.ablations:
 
 # %%
 high, low = (comparisons[kind, "test"] for kind in KINDS)
+latents, complex_jets = biases["active latent numbers"], biases["above the real decile"]
 claims = {  # after standard: add what the discussion asserts then
     "no generated jet is impossible, in towers or pixels": possible,
     "trees find dz without a track": sensitivity("trees", "dz without a track") <= 1,
     "the network finds dz without a track": sensitivity("towers", "dz without a track") <= 1,
-    "real jets are not told apart by either judge": all(c.interval("real")[1] < 0.52 for c in (high, low)),
-    "at equal compute diffusion is better than the VAE, trees": not high.better("vae") and high.mark("vae") != "=",
-    "at equal compute diffusion is better than the GAN, trees": high.mark("gan") == "▼",
-    "diffusion is better than independent towers, both judges": all(c.mark("independent") == "▼" for c in (high, low)),
-    "the long training is better than the short ones, both judges": all(c.better("long") for c in (high, low)),
-    "VAE and GAN are better than independent towers, trees": all(high.better(n, "independent") for n in ("vae", "gan")),
-    "rejection helps, trees": rejections["trees"].better("rejection"),
-    "10 % memorised jets are found as copies": copy_entries["control: 10 % memorised"]["low"] > 0.02,
-    "the long training does not copy": copy_entries[LABELS["long"]]["low"] <= 0.02,
-    "the posterior collapses at beta 10": biases["active latent numbers"].mark("beta 10") == "▼",
-    "free bits bring latent numbers back": biases["active latent numbers"].better("beta 10, free bits", "beta 10"),
-    "complex jets are too rare at beta 1": biases["above the real decile"].interval("beta 1")[2] < 0.1,
+    "neither judge tells real jets apart": all(c.interval("real")[1] < 0.52 for c in (high, low)),
+    "equal compute, trees: diffusion is better than the VAE": high.better("diffusion", "vae"),
+    "equal compute, trees: diffusion is better than the GAN": high.better("diffusion", "gan"),
+    "both judges: diffusion is better than independent towers": all(
+        c.better("diffusion", "independent") for c in (high, low)
+    ),
+    "both judges: the long training is better": all(c.better("long") for c in (high, low)),
+    "trees: the VAE is better than independent towers": high.better("vae", "independent"),
+    "trees: the GAN is better than independent towers": high.better("gan", "independent"),
+    "trees: rejection helps": rejections["trees"].better("rejection"),
+    "10 % of memorised jets are found": copies["control: 10% memorised"]["low"] > 0.02,
+    "the long training does not copy": copies[LABELS["long"]]["low"] <= 0.02,
+    "at beta 10 the posterior collapses": latents.mark("beta 10") == "▼",
+    "free bits bring latent numbers back": latents.better("beta 10, free bits", "beta 10"),
+    "at beta 1 complex jets are too rare": complex_jets.interval("beta 1")[2] < 0.1,
     "on the toy the cured GAN keeps more modes": min(toy_modes["cured"]) > max(toy_modes["plain"]),
     "on jets the cured GAN has more recall": coverage["recall"].better("gan", "gan_plain"),
 }
 show_claims(claims)
 
+
 # %%
+def verdict(kind: str, name: str, which: str = "test") -> dict[str, float]:
+    """AUC of a judge for an arm."""
+    return (rejections[kind] if name == "rejection" else comparisons[kind, which]).entry(name)
+
+
 rows = {}
-for name in TABLE:
-    if name == "rejection":
-        aucs = [rejections[kind].entry(name) for kind in KINDS]
-    else:
-        aucs = [comparisons[kind, "test"].entry(name) for kind in KINDS]
-    fresh_auc = comparisons["trees", sets[-1]].entry(name) if name != "rejection" and len(sets) > 1 else None
-    rows[LABELS[name]] = {"AUC of trees": aucs[0], "AUC of network": aucs[1]} | ({"trees, independent jets": fresh_auc} if fresh_auc else {}) | {"FPD": entries[name]["fpd"]}
-order = sorted(rows, key=lambda name: (name != LABELS["real"], rows[name]["AUC of trees"]["value"]))
-columns = [*dict.fromkeys(key for row in rows.values() for key in row if key != "FPD"), "FPD"]
-update_results(results_frame({name: rows[name] for name in order}, columns).rename_axis("0.5 is perfect; FPD 0"))
+for name in sorted(TABLE, key=lambda name: verdict("trees", name)["value"]):
+    row = {"AUC of trees": verdict("trees", name), "AUC of network": verdict("towers", name)}
+    if len(sets) > 1 and name != "rejection":
+        row["trees, independent jets"] = verdict("trees", name, "independent")
+    rows[LABELS[name]] = row | {"FPD": entries[name]["fpd"]}
+columns = [f"AUC of {kind}" for kind in ("trees", "network")]
+columns += ["trees, independent jets"] * (len(sets) > 1) + ["FPD"]
+update_results(results_frame(rows, columns).rename_axis("0.5 is perfect"))
 
 # %% [markdown]
 # ## 11. Weights and metrics
@@ -1789,74 +1937,81 @@ class RawInput(nn.Module):
         super().__init__()
         self.judge = judge
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.judge(avg_pool2d(x.clamp(min=0), TOWER) * TOWER**2).sigmoid()
-
-
-def published_judge() -> TowerJudge:
-    """The judge on towers that was trained on the long training's jets."""
-    fit, stop, _ = cut(samples["long"][0])
-    few = len(stop.table)
-    both = [concatenate([real[p].rows(slice(len(s.table))).images, s.images]) for p, s in (("train", fit), ("validation", stop))]
-    counts = [len(fit.table)] * 2, [len(both[1]) - few, few]
-    return network_judge(TowerJudge, both[0], np.repeat([0, 1], counts[0]), both[1], np.repeat([0, 1], counts[1]), 0)
 
 
 # %%
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # sizes are constants here
 card = {"profile": PROFILE, "data": dataset.description, "data_source": dataset.source}
 images = [jets.dense(splits.validation[:n]) for n in (8, 1, 3)]
-run.save_onnx(run.task, RawInput(published_judge().cpu()), images, card | {"kind": "generated_or_real"})
+published = network_judge(TowerJudge, *with_real(*cut(samples["long"][0])[:2]), 0).cpu()
+run.save_onnx(run.task, RawInput(published), images, card | {"kind": "generated_or_real"})
 
 
-def denoiser_inputs(n: int) -> tuple[torch.Tensor, ...]:
+def denoiser_inputs(n: int) -> tuple[Tensor, ...]:
     """Noisy validation jets, their levels, conditions."""
     v, _, condition = (tensor.cpu() for tensor in batch_of(splits.validation[:n]))
     sigma = torch.tensor([[0.5, 1.0, 3.0]]).expand(n, -1).contiguous()
-    return v + of_channels(sigma) * torch.randn(v.shape, generator=torch_generator(1, n)), sigma, condition
+    noise = torch.randn(v.shape, generator=torch_generator(1, n))
+    return v + of_channels(sigma) * noise, sigma, condition
 
 
+# %%
 path, graph = run.directory / "denoiser.onnx", network_of("long").cpu()
-export_onnx(graph, denoiser_inputs(2), path, ["x", "sigma", "condition"], ["v"], card | {"task": run.task, "kind": "denoiser"})
-print(f"{path.name}: differs from PyTorch by at most {check_parity(graph, path, [denoiser_inputs(n) for n in (1, 3)], 1e-3):.1e}")
+about = card | {"task": run.task, "source": dataset.source}
+names = ["x", "sigma", "condition"]
+export_onnx(graph, denoiser_inputs(2), path, names, ["v"], about | {"kind": "denoiser"})
+difference = check_parity(graph, path, [denoiser_inputs(n) for n in (1, 3)], 1e-3)
+print(f"{path.name}: differs from PyTorch by at most {difference:.1e}")
 for name in ["totals", *trained_arms]:
     for job in [totals] if name == "totals" else jobs_of(name):
-        about = card | {"task": run.task, "arm": name, "seed": job.seed, "source": dataset.source}
-        save_weights(run.directory / f"{name}_seed{job.seed}.safetensors", restored(job), about)
-quantiles = {"value": codec.value, "summary": codec.summary}
-tables = {name: torch.as_tensor(np.stack([q.table for q in ones])) for name, ones in quantiles.items()}
-save_weights(run.directory / "codec.safetensors", tables, card | {"task": run.task, "source": dataset.source})
+        path = run.directory / f"{name}_seed{job.seed}.safetensors"
+        save_weights(path, restored(job), about | {"arm": name, "seed": job.seed})
+tables = {}
+for name, ones in {"value": codec.value, "summary": codec.summary}.items():
+    tables[name] = torch.as_tensor(np.stack([quantiles.table for quantiles in ones]))
+save_weights(run.directory / "codec.safetensors", tables, about)
 
 
 # %%
 def described(name: str) -> dict:
     """Results of one arm for metrics.json."""
-    info = {"description": LABELS[name]} | dict(zip((f"milliseconds_batch_{n}" for n in batches), speeds.get(name, ()), strict=False))
-    aucs = {f"c2st_auc_{word}": (rejections if name == "rejection" else {k: comparisons[k, "test"] for k in KINDS})[kind].entry(name)
-            for word, kind in (("high", "trees"), ("low", "towers"))}  # fmt: skip
+    info = {"description": LABELS[name]}
+    times = zip(batches, speeds.get(name, ()), strict=False)
+    info |= {f"milliseconds_batch_{n}": t for n, t in times}
+    aucs = {"c2st_auc_high": verdict("trees", name), "c2st_auc_low": verdict("towers", name)}
     return aucs | entries[name] | {"info": info}
 
 
 results = {name: described(name) for name in TABLE}
+smallest = {f"{kind}: {defect}": sensitivity(kind, defect) for kind in KINDS for defect in DEFECTS}
+variants = {
+    "independent_sample": {n: verdict("trees", n, sets[-1]) for n in judged},
+    "smallest_defect_found": {n: grade for n, grade in smallest.items() if np.isfinite(grade)},
+    "copies": copies, "stage_one": first_stage, "log_posterior": log_posterior,
+    "pixels": {n: pixel_judge.entry(n) for n in pixels},
+    "toy_modes": toy_modes, "support": support,
+    "vae_sweep": {key: {n: c.entry(n) for n in SWEEP} for key, c in biases.items()},
+    "ablations": {n: ablation.entry(n) for n in ablation.values} if ablation else {},
+}  # fmt: skip
+others = [name for name in TABLE if name not in ("long", "independent", "real")]
+
+# %%
 metrics = run.save_metrics(
     title="Task 2d: diffusion model of jets, judged by tested judges",
-    data={"source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description}
-    | {part: len(rows) for part, rows in parts},
+    data={
+        "source": dataset.source, "fingerprint": dataset.fingerprint,
+        "description": dataset.description, **{p: len(r) for p, r in splits._asdict().items()},
+    },
     published=[f"{run.task}.onnx", "denoiser.onnx", "long_seed0.*", "totals_seed0.*", "codec.*"],
     seeds=list(CONFIG.seeds),
     headline="c2st_auc_high",
     metrics={key: entry for key, entry in results["long"].items() if key != "info"},
     baselines={"independent": results["independent"]},
-    arms={name: results[name] for name in TABLE if name not in ("long", "independent", "real")},
+    arms={name: results[name] for name in others},
     floors={"real": results["real"]},
-    variants={
-        "independent_sample": {n: comparisons["trees", sets[-1]].entry(n) for n in TABLE if n != "rejection"},
-        "smallest_defect_found": {f"{k}: {d}": g if np.isfinite(g := sensitivity(k, d)) else None for k in KINDS for d in DEFECTS},
-        "copies": copy_entries, "stage_one": first_stage, "pixels": {n: pixel_judge.entry(n) for n in pixels},
-        "log_posterior": log_posterior, "toy_modes": toy_modes, "support": support,
-        "vae_sweep": {key: {n: c.entry(n) for n in SWEEP} for key, c in biases.items()},
-        "ablations": {n: ablation.entry(n) for n in ablation.values} if ablation else {},
-    },
+    variants=variants,
     claims={sentence: bool(true) for sentence, true in claims.items()},
     parameters=sizes["diffusion"]["parameters"],
     flops=flops["diffusion"] * (len(level_grid()) - 1),

@@ -4,6 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
@@ -270,7 +271,7 @@ def test_a_block_mixes_rows_and_columns_as_a_naive_loop_does(notebook) -> None:
             mixed[i, :, part] += (block.rows[head, i][:, None, None] * y[:, :, part]).sum(0)
             mixed[:, i, part] += (block.columns[head, i][None, :, None] * y[:, :, part]).sum(1)
     h = x[0] + mixed
-    expected = h + block.mlp(block.norm(h))
+    expected = h + block.down(nn.functional.silu(block.up(block.norm(h))))
     assert block(x, e)[0].detach().numpy() == pytest.approx(expected.detach().numpy(), abs=1e-4)
 
 
@@ -496,15 +497,14 @@ def test_separation_and_entry_in_closed_form() -> None:
 
 
 def test_trees_find_what_is_there_and_nothing_else(notebook) -> None:
-    import pandas as pd
-
     rng = np.random.default_rng(0)
-    label = np.repeat([0, 1], 300)
+    label = notebook.labels(300, 300)
     for shift, low, high in ((0.0, 0.4, 0.6), (1.0, 0.7, 1.0)):
         tables = [
             pd.DataFrame(rng.normal(size=(600, 3)) + shift * label[:, None]) for _ in range(3)
         ]
-        score = notebook.tree_judge(tables[0], label, tables[1], label, 0)
+        fit, stop = (notebook.Mixed(None, table, label) for table in tables[:2])
+        score = notebook.tree_judge(fit, stop, 0)
         assert low < roc_auc(label, score(tables[2])) < high
 
 
@@ -515,7 +515,8 @@ def test_the_network_judge_finds_dz_without_a_track(trained, monkeypatch) -> Non
     x[60:] = planted_defects.DEFECTS["swapped pixel layers"](x[60:], np.random.default_rng(0), 1.0)
     x[60:, 1] = np.roll(x[60:, 1], 3, axis=1)
     images, label = SparseImages.from_dense(x), np.repeat([0, 1], 60)
-    model = trained.network_judge(trained.TowerJudge, images, label, images, label, 0)
+    part = trained.Mixed(images, None, label)
+    model = trained.network_judge(trained.TowerJudge, part, part, 0)
     score = trained.logits(model, images)
     assert roc_auc(label, score) > 0.9
 
