@@ -444,9 +444,10 @@ class TowerNetwork(nn.Module):
         self.blocks = nn.ModuleList(Block(width, 96) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def features(self, x: Tensor, levels: Tensor, numbers: Tensor) -> Tensor:
+    def features(self, x: Tensor, levels: Tensor, numbers: Tensor | None) -> Tensor:
         angle = (levels[..., None] * FREQUENCIES.to(levels)).flatten(1)  # (B, 3, 8) -> (B, 24)
-        embedding = self.embed(torch.cat([angle.sin(), angle.cos(), numbers], 1))
+        known = [angle.sin(), angle.cos()] + ([] if numbers is None else [numbers])
+        embedding = self.embed(torch.cat(known, 1))
         h = self.into(x.permute(0, 2, 3, 1)) + self.place  # (B, C, 25, 25) -> (B, 25, 25, D)
         for block in self.blocks:
             h = block(h, embedding)
@@ -477,8 +478,8 @@ class Pooled(TowerNetwork):
         self.hidden = nn.Linear(2 * width, 64)
         self.out = nn.Linear(64 * (1 + spread), outputs)
 
-    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
-        h = self.features(x, x.new_zeros(len(x), N_GROUPS), numbers)
+    def forward(self, x: Tensor, numbers: Tensor | None) -> Tensor:
+        h = self.features(x, x.new_zeros(x.shape[0], N_GROUPS), numbers)
         h = silu(h).flatten(1, 2)  # (B, 25, 25, D) -> (B, 625, D)
         h = silu(self.hidden(torch.cat([h.mean(1), h.amax(1)], 1)))
         if self.spread:
@@ -1180,7 +1181,7 @@ class TowerJudge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         seen = torch.cat([(x + 1).log() / 3, (x > THRESHOLD).to(x)], 1)
-        return self.network(seen, x.new_zeros(len(x), 0)).squeeze(1)
+        return self.network(seen, None).squeeze(1)
 
 
 class PixelJudge(nn.Module):
