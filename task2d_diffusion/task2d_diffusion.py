@@ -1398,18 +1398,17 @@ results_frame({name: {"share below the 2 % threshold": entry} for name, entry in
 
 # %% [markdown]
 # ## 7. Evaluation
-# **Rejection, an extra arm.** Trees learn to tell the long training's jets from *training* jets, and of a further pool of
-# generated jets each is kept with a probability proportional to $p/(1-p)$. It costs several generated jets for each one kept.
-# Judges that are trained anew on other jets decide whether it helped.
+# **Rejection, an extra arm.** Trees learn to tell the long training's jets from *training* jets. Of a further pool of generated
+# jets one in three is kept, drawn with probabilities proportional to $p/(1-p)$, where $p$ is that of a real jet. So a
+# jet costs three. Judges that are trained anew on other jets decide whether it helped.
 
 # %%
 own, others = samples["long"][0], real["train"].rows(slice(n_made // 2, None))
 cuts = slice(n_made * 9 // 10), slice(n_made * 9 // 10, None)
 score = tree_judge(*(mixed(others.rows(rows), own.rows(rows)) for rows in cuts), 5)
-weight = np.exp(-score(pool.table))
-keep = rng.random(len(weight)) < weight / np.quantile(weight, 0.95)
-samples["rejection"] = [pool.rows(np.flatnonzero(keep)[:n_made])]
-print(f"kept: {keep.mean():.0%} of {len(keep):,}, judged: {len(samples['rejection'][0].table):,}")
+weight = np.exp(-score(pool.table))  # p / (1 - p)
+kept = rng.choice(len(weight), len(weight) // 3, replace=False, p=weight / weight.sum())
+samples["rejection"] = [pool.rows(kept)]
 
 # %% [markdown]
 # **Nothing impossible.** Share of jets, of every generator.
