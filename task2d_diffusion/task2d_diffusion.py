@@ -84,25 +84,14 @@ from e2e_utils.complexity import complexity
 from e2e_utils.distributed import OnePass
 from e2e_utils.evaluation import evaluate
 from e2e_utils.fidelity import fpd, kpd
+
+# isort: off
 from e2e_utils.jet_towers import (
-    COUNTED,
-    D0,
-    DZ,
-    ECAL,
-    GRID,
-    HCAL,
-    N_CHANNELS,
-    THRESHOLD,
-    TOWER,
-    TRACK,
-    Towers,
-    impossible_pixels,
-    impossible_towers,
-    in_parts,
-    ranks,
-    to_towers,
-    units_of,
+    COUNTED, D0, DZ, ECAL, GRID, HCAL, N_CHANNELS, THRESHOLD, TOWER, TRACK, Towers,
+    impossible_pixels, impossible_towers, in_parts, ranks, to_towers, units_of,
 )  # fmt: skip
+
+# isort: on
 from e2e_utils.machine import device_name, make_accelerator, pick_device
 from e2e_utils.metrics import roc_auc
 from e2e_utils.normal_scores import Quantiles, stretched, unstretched
@@ -1604,7 +1593,7 @@ powers.nlargest(6, LABELS["long"]).round(4)
 # %%
 SHOWN = {
     "track_core": "tracks within 1.5 towers", "ecal_ptd": "ECAL $p_T^D$",
-    "track_dz_both": "towers shared by tracks and dz", "ecal_beside": "ECAL towers beside another",
+    "hcal_beside": "HCAL towers beside another", "ecal_beside": "ECAL towers beside another",
     "track_ecal_cosine": "overlap of tracks and ECAL",
     "bpix1_bpix2_both": "BPIX 1 and 2 in one tower",
 }  # fmt: skip
