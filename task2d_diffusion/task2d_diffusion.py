@@ -172,7 +172,7 @@ print(", ".join(f"{part}: {len(rows):,} jets" for part, rows in parts))
 # %%
 fresh = None
 if dataset.source == "standin":
-    fresh = load_jets8(DATA_SOURCE, PROFILE, labelled=False, fresh=True).unlabelled
+    fresh = load_jets8("standin", PROFILE, fresh=True).images
 
 # %% [markdown]
 # **What is generated.** Sums of $5\times5$ pixels, $8\times25\times25$ *towers*. An HCAL tower is such a square, whose pixels are

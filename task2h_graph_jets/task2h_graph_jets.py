@@ -41,12 +41,13 @@ install_missing()
 show_results("task2h_graph_jets")
 
 # %% [markdown]
-# <!-- after standard -->
-# **The question.** A gluon carries the colour charge $C_A=3$, a quark $C_F=4/3$, so a gluon radiates about 9/4 times as
-# much: its jet has more particles, is wider, and shares its momentum more evenly. Numbers that measure just this,
-# multiplicity, width and $p_T^D$, are hard to beat. Both networks start from them and add the relations between
-# particles: one along a few edges of a sparse graph, the other along all pairs. What the relations are worth is
-# measured against trees on a long list of jet shapes, against the same network without edges, and against images.
+# **What was found.** Of the two architectures, attention over all pairs of nodes is the better one, and it is better than
+# boosted trees on a long list of jet shapes. The sparse graph gains nothing from its edges: without them, with fixed ones or
+# with half the nodes the network is as good as before, and it stays behind the trees. A residual network on the image,
+# trained as often on the same jets, is better than all of these; it is also larger. A gluon radiates more than a quark, so its
+# jet has more particles, is wider and shares its momentum more evenly; shapes that measure this say nearly all there is
+# to say, and trees on them are hard to beat. Why attention and the image do better was not isolated: pairs of nodes and the
+# pattern of many soft hits are the likely reasons.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -152,8 +153,8 @@ parts = splits._asdict().items()
 print(", ".join(f"{p}: {len(r):,} jets, {dataset.y[r].mean():.1%} quarks" for p, r in parts))
 
 # %% [markdown]
-# **An independent sample.** Who reviews this notebook will score jets that nobody here has seen. So do we: stand-in jets
-# that were simulated with another seed, on which nothing is chosen.
+# **An independent sample.** Reviewers will score the network on jets that nobody here has seen. We do the same: stand-in jets of
+# the same simulation with another seed, on which nothing is chosen.
 
 # %%
 fresh = None
@@ -427,7 +428,8 @@ def to_cloud(nodes: torch.Tensor, channels: tuple[int, ...] = ALL_CHANNELS) -> C
 # %% [markdown]
 # ### Networks
 # All networks on nodes share how they begin and end; they differ in how nodes hear of each other. *Deep sets* (Komiske et
-# al., arXiv:1810.05165) is the network in which they do not: its distance to the others is what edges are worth.
+# al., arXiv:1810.05165) is the network in which they do not. It differs from the others in size and layers, too; the clean
+# test of edges is the ablation "no edges" in section 7.
 
 
 # %%
@@ -849,7 +851,9 @@ def overfit_one_batch(arm: str, steps: int = 60) -> float:
 print({arm: round(overfit_one_batch(arm), 4) for arm in GRAPHS})
 
 # %% [markdown]
-# **Rates.** Every arm chooses its highest rate from the same list, on a part of the jets, with one seed.
+# **Rates.** Every arm chooses its highest rate from the same list, on a part of the jets. Rates whose AUC is within 0.0005 of the
+# best count as equal (between seeds the graph networks vary about as much, the CNN and deep sets more), and the middle one
+# is taken, of an even number the higher.
 
 
 # %%
@@ -858,7 +862,16 @@ def best(job: Job) -> float:
     return float(trained[job][0].score.max())
 
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+NOISE = 5e-4  # of a validation AUC
+
+
+def middle_of_best(tried: dict[float, float]) -> float:
+    """Of the rates (rate -> AUC, rising) whose AUC is within NOISE of the highest, the middle one."""
+    near = [rate for rate, auc in tried.items() if auc > max(tried.values()) - NOISE]
+    return near[len(near) // 2]
+
+
 rates = {}  # arm -> the rate that validation prefers; where none is tried, that of the schedule
 if CONFIG.tuning:
     trials = {
@@ -866,9 +879,10 @@ if CONFIG.tuning:
         for arm in NETWORKS
     }
     run_jobs([job for jobs in trials.values() for job in jobs.values()])
-    rates = {arm: max(jobs, key=lambda rate: best(jobs[rate])) for arm, jobs in trials.items()}
-    tried = {LABELS[arm]: {r: best(job) for r, job in jobs.items()} for arm, jobs in trials.items()}
-    frame = pd.DataFrame(tried).T.rename(columns="{:g}".format)
+    tried = {arm: {rate: best(job) for rate, job in jobs.items()} for arm, jobs in trials.items()}
+    rates = {arm: middle_of_best(aucs) for arm, aucs in tried.items()}
+    print("taken:", ", ".join(f"{LABELS[arm]} {rate:g}" for arm, rate in rates.items()))
+    frame = pd.DataFrame(tried).T.rename(index=LABELS, columns="{:g}".format)
     frame = frame.rename_axis(columns="validation AUC at a rate of")
     display(frame.style.format(precision=4).highlight_max(axis=1, props="font-weight: bold"))
 
@@ -895,7 +909,8 @@ print(f"headline, chosen on validation jets: {LABELS[headline]}")
 display(validation.rename(index=LABELS).rename_axis("validation AUC, by seed").round(4))
 
 # %% [markdown]
-# **Converged?** Validation AUC after each pass, dotted that of as many training jets.
+# **Converged?** Validation AUC after each pass, dotted the AUC on an equal number of
+# training jets.
 
 # %%
 fig, axis = plt.subplots(figsize=(8, 3))
@@ -910,6 +925,9 @@ axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
+# All arms still rise in the last pass. The rate falls to zero at the end, so the flattening of the curves does not
+# show how much longer trainings would bring.
+#
 # **Boosted trees** on all shapes; leaves, rate and number of trees are chosen on the validation jets.
 
 
@@ -1018,9 +1036,13 @@ plotting.score_distributions(axes[2], y_test, scores[headline][0], NAMES)
 plt.show()
 
 # %% [markdown]
+# The order by AUC does not hold everywhere: at low efficiency pair attention and images are about equal, and at the lowest
+# the trees are ahead of both.
+#
 # **Does the momentum give it away?** The two classes differ a little in the spectrum of the jet's $p_T$, which says
 # nothing about a jet's substructure. First its own AUC, from the likelihood ratio of the training spectra. Then the AUC
-# of every arm when gluon jets are weighted so that both spectra are equal.
+# of every arm when gluon jets are weighted so that both spectra are equal: all lose about as much, and the order stays the
+# same.
 
 # %%
 edges = np.quantile(dataset.pt[splits.train], np.linspace(0, 1, 31))[1:-1]
@@ -1049,7 +1071,7 @@ display(frame.round(4))
 # ## 6. What the networks see
 # **Graphs.** The gluon and the quark jet of section 2 as the network sees them, with the edges along which its three hardest
 # nodes hear others: neighbours in space, and in the features of the last layer of the trained network. The area of a
-# marker grows with the logarithm of the energy.
+# marker grows with the logarithm of the energy; edges inside the core are hidden by the markers.
 
 
 # %%
@@ -1066,7 +1088,7 @@ def draw_graph(axis: plt.Axes, cloud: Cloud, graph: tuple, jet: int) -> None:
         area = 14 + 16 * np.log1p(np.exp(cloud.log_energy[jet].numpy()[chosen]))
         axis.scatter(*place[chosen].T, area, marker=marker, color=plotting.PALETTE[number],
                      label=KINDS[number], alpha=0.85, zorder=2, linewidths=0)  # fmt: skip
-    axis.set(xlim=(-0.4, 0.4), ylim=(-0.4, 0.4), aspect="equal")
+    axis.set(xlim=(-0.3, 0.3), ylim=(-0.3, 0.3), aspect="equal", xlabel=r"$\Delta\varphi$")
 
 
 # %%
@@ -1074,40 +1096,21 @@ dynamic = restored(jobs_of("dynamic_edges")[0])
 cloud = to_cloud(main.nodes[pictured].cpu())
 with torch.no_grad():
     graphs = dynamic.graphs(cloud)[1]
-fig, axes = plt.subplots(2, 2, figsize=(9, 9), sharex=True, sharey=True)
+fig, axes = plt.subplots(1, 4, figsize=(13, 3.7), sharey=True)
 for jet, name in enumerate(NAMES):
-    for axis, graph, where in zip(axes[jet], graphs[1:], ("space", "features"), strict=True):
+    pair = axes[2 * jet : 2 * jet + 2]
+    for axis, graph, where in zip(pair, graphs[1:], ("space", "features"), strict=True):
         draw_graph(axis, cloud, graph, jet)
-        axis.set(title=f"{name}: neighbours in {where}", xlabel=r"$\Delta\varphi$")
-        axis.set(ylabel=r"$\Delta\eta$")
-        axis.label_outer()
-axes[0, 0].legend(fontsize=8, loc="upper left")
+        axis.set(title=f"{name}: neighbours in {where}")
+axes[0].set(ylabel=r"$\Delta\eta$")
+axes[0].legend(fontsize=8, loc="upper left")
 plt.show()
 
-
-# %%
-def edge_statistics(cloud: Cloud, graph: tuple) -> list[float]:
-    """Mean Delta-R of the edges; share that joins kinds; share whose end is among the 5 hardest."""
-    neighbour, real, _ = graph
-    d = (cloud.place.unsqueeze(2) - gather_nodes(cloud.place, neighbour)).square().sum(-1).sqrt()
-    kind = cloud.x[..., -3:].argmax(2, keepdim=True).float()
-    joins = gather_nodes(kind, neighbour).squeeze(3) != kind
-    order = cloud.log_energy.argsort(1, descending=True).argsort(1).unsqueeze(2)  # rank of a node
-    hard = gather_nodes(order.float(), neighbour).squeeze(3) < 5
-    return [value[real].float().mean().item() for value in (d, joins, hard)]
-
-
-# %%
-cloud = to_cloud(main.nodes[splits.validation[:500]].cpu())
-with torch.no_grad():
-    graphs = dynamic.graphs(cloud)[1]
-columns = ["mean ΔR of an edge", "between kinds", "to one of the 5 hardest nodes"]
-rows = {f"in {w}": edge_statistics(cloud, g) for w, g in zip(("space", "features"), graphs[1:], strict=True)}  # fmt: skip
-display(pd.DataFrame.from_dict(rows, orient="index", columns=columns).round(3))
-
 # %% [markdown]
-# **Where the gain is.** The AUC in bins of the two strongest variables, the number of tracks and the width, minus that of the
-# trees. Within a bin the variable no longer separates, and what remains is the arrangement.
+# **Where the gain is.** The AUC in bins of the number of tracks and of the width, minus that of the trees. Within a bin that
+# variable hardly helps any more; binning in tracks costs the trees little, binning in width more. The CNN is ahead of the
+# trees in every bin, so its gain does not come from one kind of jet. Pair attention leads in most bins, but not in the fifth of
+# either variable. The sparse graph and deep sets lose most in jets with few tracks and in the second widest bin.
 
 # %%
 bins = min(6, len(test) // 20)
@@ -1136,7 +1139,8 @@ plt.show()
 # %% [markdown]
 # **Where they disagree.** For each pair of arms, the twentieth of the test jets whose ranks differ most: which of the two is
 # right there, and what these jets look like. Shapes are given as the mean deviation from all jets, in units of
-# their standard deviation, once for jets that the first arm takes for more quark-like than the second, once for the others.
+# their standard deviation, once for jets that the first arm takes for more quark-like than the second, once for the others. Jets
+# that images take for more quark-like than pair attention does are wide and share their momentum evenly.
 
 
 # %%
@@ -1167,8 +1171,8 @@ display(pd.DataFrame(disagreements).T.rename_axis("first and second").round(3))
 
 # %% [markdown]
 # ## 7. What was tried
-# The ablations of section 4. Validation jets decide whether a change is adopted; how much it matters is read off the
-# independent jets, of which there are more, if there are any.
+# The ablations of section 4. No change was adopted: none gains more than noise on the validation jets. How much each
+# matters is read off the independent jets, of which there are more, if there are any.
 
 # %%
 ablation = None
@@ -1184,22 +1188,26 @@ if changed:
     print(f"deep sets without attributes: {lost.value:+.4f} [{lost.low:+.4f}, {lost.high:+.4f}]")
 
 # %% [markdown]
-# <!-- after standard -->
+# Edges, the way they are chosen and half of the nodes change nothing that could be measured, although the intervals are
+# narrow. The calorimeters are indispensable: tracks alone are far worse. Whether deep sets need the attributes of the graph,
+# three trainings cannot tell: one of the three with attributes ended higher than the others, hence the wide interval. Why
+# it did was not studied.
+#
 # The first edition of this notebook turned every jet by a random angle in training, let every layer but the first choose its
-# neighbours in feature space, and carried a second network around the edges. None of this was measured well enough to
-# be kept, and the rotations contradict the detector, in which the field bends along $\varphi$ only.
+# neighbours in feature space, and carried a second network around the edges. Rotations contradict the detector, in which
+# the field bends along $\varphi$ only, and were dropped for that reason.
 
 # %% [markdown]
 # ## 8. What this run shows
-# The sentences of this notebook that assert something, checked on this run's numbers. A run in which one is false is not
-# published.
+# The main claims of this notebook, checked on this run's numbers. A run in which one of them is false is not published.
 
 # %%
 ours = comparison.better
-claims = {  # after standard: add what the discussion asserts then
+claims = {
     "the best graph network is better than boosted trees": ours(headline),
-    "dynamic edges are better than deep sets": ours("dynamic_edges", "deep_sets"),
-    "pair attention is better than deep sets": ours("pair_attention", "deep_sets"),
+    "images are better than the best graph network": ours("cnn", headline),
+    "pair attention is better than dynamic edges": ours("pair_attention", "dynamic_edges"),
+    "dynamic edges are not better than deep sets": not ours("dynamic_edges", "deep_sets"),
     "momentum alone separates much less": momentum
     < comparison.values["boosted_trees"].mean() - 0.1,
     "with equal spectra, too, it leads the trees": np.mean(equal[headline])
@@ -1207,6 +1215,18 @@ claims = {  # after standard: add what the discussion asserts then
 }
 for other in list(comparisons.values())[1:]:
     claims["independent jets: better than boosted trees"] = other.better(headline)
+    claims["independent jets: images are better, too"] = other.better("cnn", headline)
+
+# %%
+if ablation:
+    for name in ("no edges", "all neighbours in space", "half the nodes"):
+        _, low, high = ablation.difference(name)
+        claims[f"changes the AUC by less than 0.001: {name}"] = low > -0.001 and high < 0.001
+    claims["tracks alone are worse"] = ablation.better(LABELS["dynamic_edges"], "tracks only")
+    claims["without attributes deep sets are not measurably worse"] = lost.low < 0 < lost.high
+if CONFIG.tuning:
+    gain = {arm: validation["mean"][arm] - max(tried[arm].values()) for arm in NETWORKS}
+    claims["more jets and passes help images most"] = max(gain, key=gain.get) == "cnn"
 show_claims(claims)
 
 # %%
@@ -1294,34 +1314,40 @@ metrics = run.save_metrics(
 # %% [markdown]
 # ## 10. Discussion, limits, references
 # **Choices.** *Nodes by channel*, because the three channels measure different things with different granularity: a fixed
-# share of nodes for each keeps the few tracks that carry the structure from being crowded out by crystals. *Attributes
-# of the graph*, because the strongest variable, the multiplicity, is a property of the jet and not of its hardest nodes.
+# share of nodes for each keeps the hardest tracks from being crowded out by crystals. *Attributes
+# of the graph*, because the multiplicity is a property of the jet and not of its hardest nodes.
 # *Two architectures at opposite ends*: a sparse graph that the network may rewire, and the complete graph with weights.
-# *Small networks*, since the classes overlap so much that a training reaches its limit early, and because a trigger has
-# to afford them.
+# *Small networks*, to fit the time of two cores.
 #
-# **What each can see.** A node on its own knows an energy and a place, so a sum over nodes gives angularities of any shape,
-# but nothing about two particles. A quark or gluon jet is a tree of emissions, each with a $k_T$, a $z$ and an angle;
-# these belong to pairs. Edges between neighbours in space see local structure: cores, sub-clusters, a track above its
-# shower. Neighbours in feature space can join nodes of similar role, for instance the hard ones across the jet. Attention
-# starts from the splitting variables of all pairs and can, for example, count pairs of hard nodes at large angle, which is
-# where the colour factor shows first.
+# **What each can see.** A node on its own knows an energy and a place. Sums over nodes give angularities, and functions of such
+# sums the jet mass, but a general function of pairs is hard to learn that way. A quark or gluon jet is a tree of emissions,
+# each with a $k_T$, a $z$ and an angle; these belong to pairs. Edges between neighbours in space see local structure: cores,
+# sub-clusters, a track above its shower. Neighbours in feature space can join nodes of similar role, for instance the
+# hard ones across the jet. Attention starts from the splitting variables of all pairs and can, for example, count pairs of
+# hard nodes at large angle.
 #
-# <!-- after standard -->
-# **Performance.** The tables of sections 5 to 7 say what edges, pairs, channels and nodes are worth on these jets.
+# **Performance.** Two things were expected and not found. Messages between neighbours add nothing here. A node knows the energy
+# around it from the start, because the channels near it are among its features, and a cluster is not much more than that.
+# If messages do not help, it cannot matter who sends them. Attention looks at the same nodes, but at all pairs at once and
+# with $k_T$, $z$ and $\Delta R$ given; with these it passes the trees, which have the same pairs only as energy correlations.
+# Its lead over deep sets is larger than that over the trees, but their trainings differ so much that three of them do not
+# establish it.
 #
-# <!-- after standard -->
-# **Images and graphs.** On official jets, public solutions report 0.8146 for images and 0.7885 for EdgeConv; the published
-# end-to-end network on images has 0.8076. That order need not be one of architectures. Those graphs are point clouds
-# without attributes, whereas an image shows every soft pixel and so the whole multiplicity. Here all networks get the
-# same attributes, and the last ablation measures what a cloud of the highest pixels loses without them.
+# **Images and graphs.** On official jets, public solutions by different authors report 0.8146 for images and 0.7885 for EdgeConv;
+# the published end-to-end network on images has 0.8076 (arXiv:1902.08276). Here, too, the image is ahead, with the same jets,
+# passes, attributes and search for the rate. The CNN is larger, though, in parameters and much more in operations, and is
+# the only one with mirror images in training, where the graphs are invariant. So capacity may be part of its lead. Halving the nodes does
+# not hurt the sparse graph; whether many more would help was not tried. Resolution is the explanation that we find most
+# plausible, not one that this run proves: an image shows how several hundred soft hits lie beside each other, pixel by pixel.
+# The lead grows with training: with a part of the jets and half the passes (the table of rates in section 4) it is
+# smaller than with all of them. Where the two disagree, the image separates much better. How much of such a fine pattern
+# is physics and how much the simulation's readout only official jets can tell.
 #
 # **Limits.** A number obtained on stand-in jets says how the methods compare on the same jets; it does not predict the AUC
 # on the official files. Quark/gluon taggers are known to depend on the simulation (arXiv:1704.03878), and the label is
 # that of the hard process. The CNN sees the centre of the image; whatever lies outside reaches all networks as
-# attributes only. Absolute distances hide from deep sets on which side of the axis a node lies, which edges give back: a
-# part of what edges are worth is this. With few passes on two cores no arm is trained for as long as a GPU would allow: the curves in section
-# 4 show what is left. Not studied: deeper networks, other labels, transfer to another simulation.
+# attributes only. With four passes on two cores no arm has converged. The ablations
+# concern the sparse graph; which part of pair attention brings its gain was not tested. Not studied: deeper networks, other labels, transfer to another simulation.
 #
 # **References.** Y. Wang et al., *Dynamic graph CNN*, arXiv:1801.07829. H. Qu, L. Gouskos, *ParticleNet*, arXiv:1902.08570.
 # H. Qu, C. Li, S. Qian, *Particle transformer for jet tagging*, arXiv:2202.03772. P. Komiske, E. Metodiev, J. Thaler,

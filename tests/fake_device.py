@@ -114,5 +114,8 @@ class FakeAccelerator:
     def clip_grad_norm_(self, parameters: object, norm: float) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, norm)
 
+    def reduce(self, value: torch.Tensor, reduction: str) -> torch.Tensor:
+        return value  # of one process
+
     def unwrap_model(self, model: torch.nn.Module) -> torch.nn.Module:
         return model

@@ -48,7 +48,7 @@ def test_the_fake_device_refuses_what_devices_refuse(fake_device):
 
 
 # Left out: trainings by the same loop with inputs from the same function.
-SAME = {"2c classifier", "2d stage one", "2d VAE", "2h pair attention", "2h CNN", "2i masked"}
+SAME = {"2c classifier", "2d stage one", "2d VAE", "2h pair attention", "2h CNN"}
 
 
 @pytest.mark.parametrize("name", [name for name in TRAININGS if name not in SAME])

@@ -1,6 +1,5 @@
 """Jets of eight channels: which files are needed, one split, memory, what is refused."""
 
-import inspect
 import tracemalloc
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ import pytest
 from data.catalog import dataset as catalog_dataset
 from data.loaders import LOADERS, jets8, load_jets8, prepare, tasks
 from data.readers import hdf5
-from data.simulate import jets8 as simulation
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tests.official_files import CASES, N, jets8_columns, write_hdf5
@@ -99,31 +97,46 @@ def test_given_files_are_labelled_or_not(write, columns, data_folder) -> None:
 
 def test_stand_in_of_every_task(write, data_folder, monkeypatch) -> None:
     files = write("u.h5", ("jet",)), write("l.h5", ("jet", "Y")), write("f.h5")
-    monkeypatch.setattr("data.simulate.jets8.generate", lambda *_, **__: files)
+    monkeypatch.setattr("data.simulate.jets8.generate", lambda *_: files)
+    monkeypatch.setattr(jets8, "_simulate_fresh", lambda *_: (files[2:], 7))
     for other in ("load_quark_gluon", "load_top_mass"):  # task 2i transfers its encoder to them
         stand_in = SimpleNamespace(description="simulated stand-in events")
         monkeypatch.setattr(tasks, other, lambda *_, stand_in=stand_in: stand_in)
     assert load_jets8("standin", "smoke").files == ["u.h5", "f.h5"]
     assert load_jets8("standin", "smoke", labelled=False).files == ["u.h5"]
+    fresh = load_jets8("standin", "smoke", fresh=True)
+    assert (fresh.files, len(fresh.unlabelled), len(fresh)) == (["f.h5"], 0, N)
     for task in TASKS:
         assert "stand-in" in prepare(task, "smoke", "standin")
 
 
-def test_fresh_stand_ins_are_made_with_a_seed_of_their_own(write, data_folder, monkeypatch) -> None:
-    files, made = (write("u.h5", ("jet",)), write("l.h5", ("jet", "Y")), write("f.h5")), []
-    ordinary = inspect.signature(simulation.generate).parameters["seed"].default
+def test_fresh_jets_are_simulated_without_unlabelled_ones(data_folder, monkeypatch) -> None:
+    seeds = []
 
-    def generate(n_events, folder, seed=ordinary):
-        made.append((n_events, folder, seed))
-        return files
+    def shard(n: int, top: bool, seed: np.random.SeedSequence) -> dict[str, np.ndarray]:
+        """Two active pixels per jet, the mass of its class."""
+        seeds.append((n, seed.entropy))
+        index = np.tile(np.array([7, 125**2 + 9], np.uint32), n)
+        value, m = np.full(2 * n, 255, np.float32), np.full(n, 170.0 if top else 90.0)
+        return {"counts": np.full(n, 2), "index": index, "value": value, "m": m, "pT": m + 400}
 
-    monkeypatch.setattr(simulation, "generate", generate)
-    fresh, seen = (load_jets8("standin", "smoke", labelled=False, fresh=f) for f in (True, False))
-    sizes = [catalog_dataset("jets8")[key]["smoke"] for key in ("fresh_events", "events")]
-    folders, seeds = [paths.STANDIN / "fresh", paths.STANDIN], [jets8.FRESH_SEED, ordinary]
-    assert made == list(zip(sizes, folders, seeds, strict=True))
-    assert seeds[0] != seeds[1]
-    assert fresh.source == seen.source == "standin"
+    events = {"smoke": 28}, {"smoke": 7}
+    entry = {
+        "file": catalog_dataset("jets8")["file"],
+        "events": events[0],
+        "fresh_events": events[1],
+    }
+    monkeypatch.setattr(jets8, "dataset", lambda _: entry)
+    monkeypatch.setattr("data.simulate.jets8.simulate_shard", shard)
+    loaded = load_jets8("standin", "smoke", fresh=True)
+    assert (len(loaded.unlabelled), len(loaded), loaded.y.sum()) == (0, 7, 3)
+    np.testing.assert_array_equal(loaded.m, np.where(loaded.y == 1, 170, 90))
+    assert loaded.images.nnz == 14
+    assert seeds[-2:] == [(4, (jets8.FRESH_SEED, 0)), (3, (jets8.FRESH_SEED, 1))]
+    count = len(seeds)
+    load_jets8("standin", "smoke", fresh=True)
+    assert len(seeds) == count  # the file is there
+    assert not list((paths.STANDIN / "fresh").glob(".*.part"))
 
 
 # Large files

@@ -1,11 +1,15 @@
 """Boosted tops: channels, names of columns, conditions of the stand-in, what is refused."""
 
+import inspect
 from functools import partial
 
 import numpy as np
 import pytest
 
+from data.catalog import dataset
 from data.loaders import load_top_mass
+from data.loaders.top_mass import FRESH_SEED
+from data.simulate import top_gun
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tests.official_files import CASES, top_columns, write_parquet
@@ -54,6 +58,54 @@ def test_harsh_conditions_are_a_stand_in(write, data_folder, monkeypatch) -> Non
     monkeypatch.setattr("data.simulate.top_gun.generate", generate)
     assert load_top_mass("auto", "smoke", conditions="harsh").source == "standin"
     assert made == [(300, paths.STANDIN, "harsh")]
+
+
+def test_fresh_stand_ins_have_a_seed_of_their_own(write, columns, data_folder, monkeypatch) -> None:
+    made, ordinary = [], inspect.signature(top_gun.generate).parameters["seed"].default
+
+    def generate(n_events, folder, seed=ordinary, conditions="nominal"):
+        made.append((n_events, folder, seed, conditions))
+        return write(m=columns["m"] + (seed != ordinary))
+
+    monkeypatch.setattr(top_gun, "generate", generate)
+    seen = load_top_mass("standin", "smoke")
+    fresh, harsh = (
+        load_top_mass("standin", "smoke", conditions=c, fresh=True) for c in ("nominal", "harsh")
+    )
+    sizes = [dataset("top_mass")[key]["smoke"] for key in ("events", "fresh_events")]
+    assert made == [
+        (sizes[0], paths.STANDIN, ordinary, "nominal"),
+        *((sizes[1], paths.STANDIN / "fresh", FRESH_SEED, c) for c in ("nominal", "harsh")),
+    ]
+    assert ordinary != FRESH_SEED
+    np.testing.assert_array_equal(fresh.m, seen.m + 1)
+    assert harsh.fingerprint == fresh.fingerprint != seen.fingerprint
+
+
+def test_images_alone_will_do_where_no_masses_are_required(tmp_path, columns, data_folder) -> None:
+    path = write_parquet(tmp_path / "a.parquet", {"X_jet": columns["X_jet"]})
+    with pytest.raises(InputError, match="expected a column 'm', found X_jet"):
+        load_top_mass(path=path)
+    jets = load_top_mass(path=path, require_masses=False)
+    np.testing.assert_array_equal(jets.images.dense().numpy(), columns["X_jet"][:, :4])
+    assert all(np.isnan(numbers).all() for numbers in (jets.m, jets.pt, jets.ieta, jets.iphi))
+    whole = write_parquet(tmp_path / "b.parquet", columns)
+    check(load_top_mass(path=whole, require_masses=False), columns)
+
+
+def test_given_files_have_no_fresh_jets(write, data_folder) -> None:
+    """Nor have official ones: their user takes the test part of the split."""
+    path = write()
+    seen, fresh = (load_top_mass(path=path, fresh=f) for f in (False, True))
+    assert seen.source == fresh.source == "file"
+    assert seen.fingerprint == fresh.fingerprint
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "standard"])
+def test_a_fifth_of_the_jets_is_fresh(profile) -> None:
+    entry = dataset("top_mass")
+    events, fresh = (entry[key][profile] for key in ("events", "fresh_events"))
+    assert fresh / (events + fresh) == pytest.approx(0.2)
 
 
 def test_bad_files_are_refused(write, columns, data_folder) -> None:

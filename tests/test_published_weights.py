@@ -8,7 +8,6 @@ all the same, but need not agree; nor need weights fit a script that was rewritt
 import ast
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -44,16 +43,12 @@ Entry = dict[str, float]
 
 
 def vae_2c(task: ModuleType, card: Card) -> nn.Module:
-    sparse, coded = task.ARMS[card["arm"]]
-    towers = SparseImages.from_dense(np.ones((2, 8, 25, 25), np.float32))
-    start = task.average_jet(towers, np.arange(2))
-    return task.Autoencoder(sparse, max(task.KS) if coded else 0, start)
+    start = task.average_jet(torch.ones(2, task.N_FEATURES, task.GRID, task.GRID))
+    return task.Autoencoder(task.ARMS[card["arm"]], start)
 
 
 def classifier_2c(task: ModuleType, card: Card) -> nn.Module:
-    sparse = card["network"].startswith("sparse")
-    encoder = task.Encoder(sparse, int(card["k"]), ast.literal_eval(card["widths"]))
-    return task.Classifier(encoder)
+    return task.Classifier(task.ARMS[card["arm"]], ast.literal_eval(card["widths"]))
 
 
 def encoder_2g(task: ModuleType, card: Card) -> nn.Module:
@@ -61,14 +56,8 @@ def encoder_2g(task: ModuleType, card: Card) -> nn.Module:
     return task.ENCODERS["vit" if known else "resnet"]()
 
 
-def arm_2i(task: ModuleType, card: Card) -> nn.Module:
-    sizes = {name: int(card[name]) for name in ("width", "depth", "latent")}
-    return task.ARMS[card["arm"]](replace(task.CONFIGS["standard"], **sizes))
-
-
-def heads_2i(task: ModuleType, card: Card) -> nn.Module:
-    hidden = 0 if card["heads"] == "linear" else 64
-    return task.Heads(np.zeros((2, task.CONFIGS["standard"].latent), np.float32), hidden)
+def network_2i(task: ModuleType, _: Card) -> nn.Module:
+    return task.TASK2G.JetNetwork(task.TASK2G.ResNet15())
 
 
 def of_latents(name: str) -> Callable[[ModuleType, Card], nn.Module]:
@@ -91,8 +80,8 @@ def codec_2d(task: ModuleType, _: Card) -> nn.Module:
 
 
 def arm_2d(task: ModuleType, card: Card) -> nn.Module:
-    arm, options = (task.ARMS | task.ABLATIONS).get(card["arm"], (card["arm"], ()))
-    return task.build("diffusion" if arm == "long" else arm, options)
+    arm, options = task.ARMS.get(card["arm"], (card["arm"], ()))
+    return task.build(arm, options)
 
 
 def motion_2j(*_: object) -> nn.Module:
@@ -110,17 +99,13 @@ BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("task2c_sparse_vae", "*"): classifier_2c,
     ("task2d_diffusion", "codec*"): codec_2d,
     ("task2d_diffusion", "*"): arm_2d,
-    ("task2e_mass_regression", "conditional_density*"): lambda task, _: task.ConditionalDensity(),
-    ("task2e_mass_regression", "falling_prior*"): lambda task, _: task.build_model("all channels"),
+    ("task2e_mass_regression", "density*"): lambda task, _: task.ConditionalDensity(),
+    ("task2e_mass_regression", "falling*"): lambda task, _: task.build_model("all"),
     ("task2e_mass_regression", "*"): lambda task, card: task.build_model(card["arm"]),
     ("task2g_ssl_vit", "*pretrained*"): encoder_2g,
     ("task2g_ssl_vit", "*"): lambda task, card: task.JetNetwork(encoder_2g(task, card)),
     ("task2h_graph_jets", "*"): lambda task, card: task.build(card["arm"]),
-    ("task2i_foundation", "*_heads*"): heads_2i,
-    ("task2i_foundation", "gate*"): lambda task, _: task.Gate(len(task.EXPERTS)),
-    ("task2i_foundation", "plain_mean*"): lambda task, _: task.Gate(len(task.EXPERTS)),
-    ("task2i_foundation", "constant_weights*"): lambda task, _: task.Gate(len(task.EXPERTS)),
-    ("task2i_foundation", "*"): arm_2i,
+    ("task2i_foundation", "*"): network_2i,
     ("task2j_symmetry", "vae*"): of_latents("VariationalAutoencoder"),
     ("task2j_symmetry", "oracle*"): (
         lambda task, card: task.perceptron(int(card["latent_dimension"]), 1)

@@ -79,7 +79,7 @@ def test_predictions_are_those_of_the_raw_events(
     y = np.arange(700) % 2
     x[..., 0] *= 0.1 * (1 + y[:, None, None])
     path = write_events("sample.hdf5", y, x)
-    out = score(TASK, str(path), out=project / "out.parquet")
+    out = score(TASK, str(path), out=project / "out.parquet").predictions
     table = pd.read_parquet(out)
     expected = 1 / (1 + np.exp(-x[..., 0].sum(axis=(1, 2))))
     np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
@@ -95,7 +95,7 @@ def test_predictions_are_those_of_the_raw_events(
 def test_csv_and_several_files(project: Path, write_events: Callable[..., Path]) -> None:
     photons = write_events("photon.hdf5", np.zeros(30), seed=1)
     electrons = write_events("electron.hdf5", np.ones(20), seed=2)
-    out = score(TASK, f"{photons},{electrons}")
+    out = score(TASK, f"{photons},{electrons}").predictions
     assert out == paths.BUILD / "score" / f"{TASK}_{TASK}.csv"
     assert pd.read_csv(out)["label"].tolist() == [0] * 30 + [1] * 20
 
@@ -114,7 +114,7 @@ def test_rows_of_a_table_are_scored_on_their_low_level_columns(
         rows, names = np.c_[features, y], ",".join([*names, label])
         options |= {"header": names, "comments": ""}
     np.savetxt(tmp_path / "rows.csv", rows, **options)
-    table = pd.read_csv(score(task, str(tmp_path / "rows.csv")))
+    table = pd.read_csv(score(task, str(tmp_path / "rows.csv")).predictions)
     expected = 1 / (1 + np.exp(-features[:, :21].sum(axis=1)))
     np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
     np.testing.assert_array_equal(table["label"], y)
@@ -129,7 +129,7 @@ def test_jets_of_a_parquet_file_are_scored_as_raw_images(
     x, y = 100 * sparse_array(12, (3, 125, 125), seed=3), np.arange(12) % 2
     columns = {name: pa.array(y.astype(float)) for name in ("pt", "m0", "y")}
     pq.write_table(pa.table({"X_jets": nested(x), **columns}), tmp_path / "jets.parquet")
-    table = pd.read_csv(score(task, str(tmp_path / "jets.parquet")))
+    table = pd.read_csv(score(task, str(tmp_path / "jets.parquet")).predictions)
     expected = 1 / (1 + np.exp(-x.mean((1, 2, 3))))
     np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
     np.testing.assert_array_equal(table["label"], y)
@@ -150,7 +150,7 @@ def test_digits_are_scored_picture_by_picture(project: Path, tmp_path: Path) -> 
     for name, digit in (("digits.hdf5", label), ("twos.hdf5", np.full(50, 2))):
         with h5py.File(tmp_path / name, "w") as file:
             file["X"], file["label"], file["original"] = x, digit, np.arange(50)
-    table = pd.read_csv(score(task, str(tmp_path / "digits.hdf5")))
+    table = pd.read_csv(score(task, str(tmp_path / "digits.hdf5")).predictions)
     known = label < 3  # of threes the model knows nothing
     expected = 1 / (1 + np.exp(-x[known].mean((2, 3)).ravel() / 255))
     np.testing.assert_allclose(table["probability"], expected, rtol=1e-5)
@@ -192,7 +192,7 @@ def test_further_outputs_are_scored_as_regressions(
     with h5py.File(tmp_path / "jets.h5", "w") as file:
         for key in keys:
             file[key] = columns[key] if key == "jet" else columns[key][:, None].astype(np.float32)
-    table = pd.read_csv(score(task, str(tmp_path / "jets.h5")))
+    table = pd.read_csv(score(task, str(tmp_path / "jets.h5")).predictions)
     np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(1 - total / 1000)), rtol=1e-4)
     np.testing.assert_allclose(table["m"], total / 10, rtol=1e-4)
     text = capsys.readouterr().out
@@ -230,8 +230,8 @@ def test_images_are_scored_by_their_physics(
     if with_low:
         columns["X_jets_LR"] = nested(low_resolution(high))
     pq.write_table(pa.table(columns), tmp_path / "jets.parquet")
-    first = pd.read_csv(score(task, str(tmp_path / "jets.parquet")))
-    again = pd.read_csv(score(task, str(tmp_path / "jets.parquet")))
+    first = pd.read_csv(score(task, str(tmp_path / "jets.parquet")).predictions)
+    again = pd.read_csv(score(task, str(tmp_path / "jets.parquet")).predictions)
     pd.testing.assert_frame_equal(first, again)  # the noise has a seed
     np.testing.assert_allclose(first["true_ecal_energy"], high[:, 1].sum((1, 2)), rtol=1e-5)
     ratio = first["generated_ecal_energy"].sum() / first["true_ecal_energy"].sum()
@@ -362,10 +362,18 @@ def test_masses_are_scored_with_their_uncertainty(
     columns = {"X_jet": nested(x), "am": pa.array(truth.astype(np.float64))}
     columns |= dict.fromkeys(("pt", "ieta", "iphi"), pa.array(np.ones(20)))
     pq.write_table(pa.table(columns), tmp_path / "tops.parquet")
-    table = pd.read_csv(score(task, str(tmp_path / "tops.parquet")))
+    table = pd.read_csv(score(task, str(tmp_path / "tops.parquet")).predictions)
     np.testing.assert_allclose(table["mass"], total, rtol=1e-5)
     np.testing.assert_allclose(table["truth"], truth, rtol=1e-5)
     text = capsys.readouterr().out
     error = np.abs(total - truth).mean()
     assert float(re.search(r"MAE +([0-9.]+) \[", text)[1]) == pytest.approx(error, rel=1e-2)
     assert "within one sigma: 75.0%" in text
+    pq.write_table(pa.table({"X_jet": columns["X_jet"]}), tmp_path / "unknown.parquet")
+    with pytest.raises(InputError, match="expected a column 'm', found X_jet"):
+        score(task, str(tmp_path / "unknown.parquet"))
+    out = score(task, str(tmp_path / "unknown.parquet"), predictions_only=True).predictions
+    table = pd.read_csv(out)
+    assert list(table) == ["event", "mass", "sigma"]
+    np.testing.assert_allclose(table["mass"], total, rtol=1e-5)
+    assert "20 events scored; no metrics" in capsys.readouterr().out

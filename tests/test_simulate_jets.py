@@ -312,7 +312,8 @@ def test_published_network_finds_the_quarks(sample, tmp_path) -> None:
     columns = {"X_jets": nested(images[some])}
     columns |= {"pt": pt[some], "m0": m0[some], "y": y[some].astype(float)}
     pq.write_table(pa.table(columns), tmp_path / "jets.parquet")
-    out = score("task2h_graph_jets", str(tmp_path / "jets.parquet"), out=tmp_path / "scores.csv")
+    sample, out = str(tmp_path / "jets.parquet"), tmp_path / "scores.csv"
+    score("task2h_graph_jets", sample, out=out)
     table = pd.read_csv(out)
     assert roc_auc(table["label"], table["probability"]) > 0.6  # 0.8 with an error of 0.045
 

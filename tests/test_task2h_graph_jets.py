@@ -386,6 +386,13 @@ def test_network_memorises_one_batch(notebook, arm):
     assert notebook.overfit_one_batch(arm, steps=60) < 0.1
 
 
+def test_of_rates_that_noise_cannot_tell_the_middle_one_is_taken(notebook):
+    aucs = {3e-4: 0.8080, 1e-3: 0.8082, 3e-3: 0.8078, 1e-2: 0.7900}
+    assert notebook.middle_of_best(aucs) == 1e-3
+    assert notebook.middle_of_best(aucs | {1e-2: 0.8100}) == 1e-2
+    assert notebook.middle_of_best({1e-3: 0.81, 3e-3: 0.8098}) == 3e-3
+
+
 def test_jobs_have_names_of_their_own(notebook, short):
     job = notebook.Job("dynamic_edges", 0, short)
     others = [

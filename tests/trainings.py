@@ -70,14 +70,14 @@ def super_resolution(folder: Path) -> Training:
 
 def sparse(folder: Path, classes: bool = False) -> Training:
     notebook = notebook_of(test_task2c_sparse_vae, folder, test_task2c_sparse_vae.toy_jets(150))
-    schedule = notebook.Schedule(2, 16)
+    arm, schedule = notebook.ARMS["sparse"], notebook.Schedule(2, 16)
     if not classes:
-        return notebook, lambda: notebook.pretrain("sparse", 0, schedule, 0.1, 8, 64).weights
+        return notebook, lambda: notebook.pretrain("a", arm, 0, schedule, np.arange(64)).weights
 
     def train() -> Weights:
         seed_everything(0)
-        model = notebook.Classifier(notebook.Encoder(True, 8))
-        return notebook.classify("a", model, schedule, 0).weights
+        model = notebook.Classifier(arm)
+        return notebook.classify("a", model, 0, schedule, notebook.splits.train).weights
 
     return notebook, train
 
@@ -93,20 +93,16 @@ def generators(folder: Path, arm: str) -> Training:
 def mass(folder: Path) -> Training:
     notebook = notebook_of(test_task2e_mass_regression, folder)
     config = replace(notebook.CONFIGS["smoke"], epochs=2, batch_size=8)
-    rows, check = notebook.splits.train[:32], notebook.splits.validation
-    job = ("a", "all channels", notebook.dataset, rows, check, config, 0)
-    return notebook, lambda: notebook.train_arm(*job)[1]
+    job = notebook.Job("all", 0, notebook.splits.train[:32], notebook.splits.validation)
+    return notebook, lambda: notebook.run_job(job, config)[1]
 
 
 def self_supervision(folder: Path, labels: bool = False) -> Training:
     notebook = notebook_of(test_task2g_ssl_vit, folder)
-    notebook.CONFIG = replace(
-        notebook.CONFIG, rounds=2, updates={1.0: 4}, batch_size=8, pretraining_batch=8
-    )
     if labels:
-        return notebook, lambda: notebook.finetune_job(notebook.Job("scratch", 1.0, 0, 1e-3))[1]
-    job = ("a", "resnet", "vicreg", np.arange(40), notebook.Augmentation(), 2, 0)
-    return notebook, lambda: notebook.pretrain_job(*job)[1]
+        return notebook, lambda: notebook.run_job(notebook.Job("scratch", 0, 0, 0, 1e-3, 4))[1]
+    job = notebook.PreTraining("resnet", "VICReg", 0, 40, 2)
+    return notebook, lambda: notebook.run_pretraining(job)[1]
 
 
 def graphs(folder: Path, arm: str) -> Training:
@@ -117,7 +113,7 @@ def graphs(folder: Path, arm: str) -> Training:
 
 def foundation(folder: Path, arm: str) -> Training:
     notebook = notebook_of(test_task2i_foundation, folder)
-    return notebook, lambda: notebook.run_job(notebook.Job(arm, 0, 2))[1]
+    return notebook, lambda: notebook.run_job(notebook.Job(arm, 0, 4))[1]
 
 
 def symmetry(folder: Path, chart: bool = False) -> Training:
@@ -160,8 +156,8 @@ TRAININGS: dict[str, Callable[[Path], Training]] = {
     "2h dynamic edges": lambda folder: graphs(folder, "dynamic_edges"),
     "2h pair attention": lambda folder: graphs(folder, "pair_attention"),
     "2h CNN": lambda folder: graphs(folder, "cnn"),
-    "2i masked": lambda folder: foundation(folder, "masked"),
-    "2i distilled": lambda folder: foundation(folder, "distilled"),
+    "2i variational": lambda folder: foundation(folder, "variational"),
+    "2i student": lambda folder: foundation(folder, "student"),
     "2j autoencoder": symmetry,
     "2j chart": lambda folder: symmetry(folder, chart=True),
 }

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.files import sha256
 from e2e_utils.metric_text import format_entry, metric_name
-from tools.provenance import products
+from tools.provenance import products, read_json
 from tools.wording import STANDIN_NOTE, title
 
 
@@ -60,6 +61,7 @@ def model_card(task: str, metrics: dict) -> list[str]:
         "",
         *metrics_table(metrics),
     ]
+    lines += independent_table(task, metrics)
     if "note" in data:
         lines += ["", data["note"]]
     if metrics.get("claims"):
@@ -98,6 +100,33 @@ def metrics_table(metrics: dict) -> list[str]:
     for model, entries in rows.items():
         cells = [format_entry(entries[name]) if name in entries else "–" for name in names]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def independent_file() -> Path:
+    """What `make independent` found, all tasks: task -> entries of samples."""
+    return paths.WEIGHTS / "independent.json"
+
+
+def independent_table(task: str, metrics: dict) -> list[str]:
+    """The published model on samples that nobody has seen; nothing where another was scored."""
+    model = paths.WEIGHTS / task / f"{task}.onnx"
+    found = read_json(independent_file()).get(task, []) if model.is_file() else []
+    found = [entry for entry in found if entry["model"] == sha256(model)]
+    if not found:
+        return []
+    names = [n for n in found[0]["metrics"] if n == metrics["headline"]]
+    names += [n for n in found[0]["metrics"] if n in metrics["metrics"] and n not in names]
+    lines = [
+        "",
+        "| Stand-in events of another sample (`make independent`) | Events | "
+        + " | ".join(metric_name(name) for name in names)
+        + " |",
+        "| --- | --- |" + " --- |" * len(names),
+    ]
+    for entry in found:
+        cells = [format_entry(entry["metrics"][name]) for name in names]
+        lines.append(f"| {entry['sample']} | {entry['events']:,} | " + " | ".join(cells) + " |")
     return lines
 
 

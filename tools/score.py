@@ -8,6 +8,10 @@ What is reported depends on the kind of the model: tools/scoring.
 import argparse
 import importlib
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import onnxruntime
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
@@ -15,6 +19,7 @@ from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import display_path
 from e2e_utils.profiles import PROFILES
 from tools.provenance import check_task
+from tools.wording import Entries
 
 CLASSIFICATION = "binary_classification"
 KINDS = {  # of models -> the module that scores them
@@ -23,6 +28,7 @@ KINDS = {  # of models -> the module that scores them
     "super_resolution": "tools.scoring.super_resolution",
     "generated_or_real": "tools.scoring.generated",
 }
+NEEDS = {CLASSIFICATION: "require_both_classes", "regression": "require_masses"}
 SUFFIXES = (".csv", ".parquet")
 TRAINED_ON = {"official": "official", "standin": "simulated stand-in", "file": "given"}
 
@@ -51,22 +57,15 @@ def find_model(task: str, model: str | None = None) -> Path:
     )
 
 
-def score(
-    task: str,
-    data: str,
-    model: str | None = None,
-    out: Path | None = None,
-    predictions_only: bool = False,
-) -> Path:
-    """Score the events of ``data``, print the metrics, write the predictions; where they are.
+class Scored(NamedTuple):
+    """What scoring a sample gives."""
 
-    A sample of one class has no metrics: InputError unless ``predictions_only``.
-    """
-    check_task(task)
-    path = find_model(task, model)
-    out = out or paths.BUILD / "score" / f"{task}_{path.stem}.csv"
-    if out.suffix not in SUFFIXES:
-        raise InputError(f"{out}: expected a name that ends in .csv or .parquet; change OUT=...")
+    predictions: Path
+    metrics: Entries  # with intervals; empty where the sample allows none
+
+
+def opened(path: Path) -> tuple[onnxruntime.InferenceSession, dict[str, str], ModuleType]:
+    """An exported model, its card, and the module of KINDS that scores it."""
     session = open_session(path)
     card = session.get_modelmeta().custom_metadata_map
     kind = card.get("kind", CLASSIFICATION)
@@ -75,6 +74,28 @@ def score(
             f"{path}: expected a model for {' or '.join(KINDS)}, found {kind}; "
             "choose another with MODEL=..."
         )
+    return session, card, importlib.import_module(KINDS[kind])
+
+
+def score(
+    task: str,
+    data: str,
+    model: str | None = None,
+    out: Path | None = None,
+    predictions_only: bool = False,
+) -> Scored:
+    """Score the events of ``data``, print the metrics, write the predictions.
+
+    A sample of one class, or without masses, has no metrics: InputError unless
+    ``predictions_only``.
+    """
+    check_task(task)
+    path = find_model(task, model)
+    out = out or paths.BUILD / "score" / f"{task}_{path.stem}.csv"
+    if out.suffix not in SUFFIXES:
+        raise InputError(f"{out}: expected a name that ends in .csv or .parquet; change OUT=...")
+    session, card, scorer = opened(path)
+    kind = card.get("kind", CLASSIFICATION)
     from data.loaders import LOADERS  # brings torch: only after the cheap checks
 
     if task not in LOADERS:
@@ -86,11 +107,9 @@ def score(
         f"Model: {display_path(path)} ({card.get('profile', 'unknown')} profile, trained on "
         f"{TRAINED_ON.get(card.get('data_source'), 'unknown')} events)"
     )
-    # Only metrics of classes need both of them.
-    both = {"require_both_classes": not predictions_only} if kind == CLASSIFICATION else {}
-    scorer = importlib.import_module(KINDS[kind])
-    scorer.score(session, LOADERS[task](path=data, **both), data, out)
-    return out
+    needs = NEEDS.get(kind)  # of the metrics
+    options = {needs: not predictions_only} if needs else {}
+    return Scored(out, scorer.score(session, LOADERS[task](path=data, **options), data, out))
 
 
 @command_line
@@ -101,7 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="name of another model of the task, or an ONNX file")
     parser.add_argument("--out", type=Path, help="predictions (.csv or .parquet)")
     parser.add_argument(
-        "--predictions-only", action="store_true", help="accept a sample of one class"
+        "--predictions-only",
+        action="store_true",
+        help="accept a sample of one class, or without masses",
     )
     options = parser.parse_args(arguments)
     usage = "make score TASK=common_task1 DATA=a.hdf5,b.hdf5"

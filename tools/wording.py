@@ -2,6 +2,8 @@
 
 from e2e_utils.metric_text import format_entry, metric_name
 
+Entries = dict[str, dict[str, float]]  # metric -> value with its interval
+
 STANDIN_NOTE = (
     "*Simulated stand-in events* come from this repository, because the official files could not "
     "be fetched where it was run. Results on them show that the method works and how models "
@@ -10,7 +12,7 @@ STANDIN_NOTE = (
 )
 
 
-def entries_text(entries: dict[str, dict[str, float]]) -> str:
+def entries_text(entries: Entries) -> str:
     """All entries of one model, one per line."""
     width = max(len(metric_name(name)) for name in entries)
     return "\n".join(

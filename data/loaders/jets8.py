@@ -25,8 +25,8 @@ CHANNELS = ("track pT", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3")
 CLASSES = ("QCD", "top")  # Y = 0, 1: assumed, the official files do not say
 SHAPE = (len(CHANNELS), 125, 125)
 NUMBERS = ("Y", "m", "pT")
-FRESH_SEED = 20261128  # of the stand-in jets that no training has seen
 SPLIT_SEED = 0  # of the one split that all four tasks share
+FRESH_SEED = 20260207  # of the stand-in jets that no training sees
 UNLABELLED, LABELLED, FULL = range(3)  # places in the catalog
 
 
@@ -45,9 +45,9 @@ def load_jets8(
     in seven is a labelled one. ``path`` reads all jets of other files instead: HDF5 in an official
     schema, one or several (a list, or one string with commas), also URLs; files with Y are the
     labelled ones, m and pT are NaN where a file has none. Without ``labelled`` only the unlabelled
-    file is needed and read: what task 2d takes. ``fresh``: stand-in jets that no training has seen
-    (simulated with another seed); of the official files there are no others, their user takes the
-    test part of the split.
+    file is needed and read: what task 2d takes. ``fresh``: labelled stand-in jets that no training
+    has seen (simulated with another seed), and none without a label; of the official files there
+    are no others, their user takes the test part of the split.
 
     Raises InputError for unusable files and, if ``require_both_classes``, for labelled jets of one
     class only.
@@ -60,7 +60,9 @@ def load_jets8(
     catalog = _catalog(labelled)
     simulate = _simulate_fresh if fresh else _simulate
     source, files, limit = source_files(catalog, source, profile, path, simulate, share)
-    sizes = {} if limit is None else sizes_of(limit)
+    # Of given files, and of those with fresh jets, every jet is read.
+    all_jets = limit is None or (fresh and source == "standin")
+    sizes = {} if all_jets else sizes_of(limit)
     keys = {file: _keys(file) for file in files}
 
     def check(file: Path) -> tuple[int, Keys]:
@@ -112,11 +114,34 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
 
 
 def _simulate_fresh(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
-    from data.simulate.jets8 import generate
+    """A labelled file alone: `generate` would make six jets without a label for each."""
+    from data.simulate import jets8, shards
 
     n_events = catalog["fresh_events"][profile]
-    unlabelled, _, full = generate(n_events, paths.STANDIN / "fresh", seed=FRESH_SEED)
-    return [unlabelled, full][: len(catalog["file"])], n_events
+    file = paths.STANDIN / "fresh" / jets8.file_name("full", n_events)
+    folder = file.with_name(f".jets8_n{n_events}_s{FRESH_SEED}_{jets8.simulation_version()}.part")
+    jobs, of_class = [], []
+    for label in (0, 1):
+        n_class = (n_events + 1 - label) // 2
+        sizes = [
+            min(jets8.SHARD_EVENTS, n_class - k) for k in range(0, n_class, jets8.SHARD_EVENTS)
+        ]
+        seeds = np.random.SeedSequence((FRESH_SEED, label)).spawn(len(sizes))
+        jobs += [(size, label == 1, seed) for size, seed in zip(sizes, seeds, strict=True)]
+        of_class += [label] * len(sizes)
+    if not jets8.is_complete(file, n_events, FRESH_SEED):
+        with shards.workplace(folder, need_bytes=2 * jets8.JET_BYTES * n_events):
+            parts = shards.produce(
+                jets8.simulate_shard, jobs, folder, weights=[size for size, *_ in jobs],
+                label="tops and QCD jets that no training sees",
+                prepare=lambda: jets8.simulate_shard(1, True, np.random.SeedSequence(0)),
+            )  # fmt: skip
+            halves = tuple(
+                [part for part, label in zip(parts, of_class, strict=True) if label == wanted]
+                for wanted in (0, 1)
+            )
+            jets8.write(file, "full", halves, n_events, FRESH_SEED)
+    return [file], n_events
 
 
 def _keys(file: Path) -> Keys:
@@ -154,9 +179,13 @@ class Jets8Dataset(LoadedDataset):
         """How many jets have a label."""
         return len(self.y)
 
-    def splits(self) -> Splits:
-        """Train, validation and test of the labelled jets, stratified: 64, 16 and 20 %."""
-        return split(self.y, SPLIT_SEED)
+    def splits(self, validation: float = 0.16) -> Splits:
+        """Train, validation and test of the labelled jets, stratified: 64, 16 and 20 %.
+
+        Another share for ``validation`` is taken from or given to the training jets: the test jets
+        are the same for all tasks.
+        """
+        return split(self.y, SPLIT_SEED, (0.8 - validation, validation, 0.2))
 
     def unlabelled_splits(self) -> Splits:
         """Of the unlabelled jets, for tasks that test on them (2d): 64, 16 and 20 %."""

@@ -1,6 +1,7 @@
 """Which task needs which events: the tables that `make data` and `make score` go by."""
 
 from collections.abc import Callable
+from functools import partial
 
 from data.loaders.common import SOURCE_WORDS, LoadedDataset
 from data.loaders.electron_photon import load_electron_photon
@@ -54,31 +55,39 @@ LOADERS: dict[str, Callable[..., LoadedDataset]] = {
 }
 
 
-def _prepare_jets8(source: str, profile: str) -> str:
-    return load_jets8(source, profile).description
+def _with_fresh(load: Callable[..., LoadedDataset], source: str, profile: str) -> str:
+    """A task's jets, and where they are stand-ins those that nobody has seen."""
+    jets = load(source, profile)
+    if jets.source != "standin":
+        return jets.description
+    return f"{jets.description}; {load(source, profile, fresh=True).description}"
 
 
 def _prepare_unlabelled(source: str, profile: str) -> str:
-    """The jets without labels, and where they are stand-ins those that nobody has seen."""
+    """The jets without labels and, where they are stand-ins, those that no training has seen."""
     jets = load_jets8(source, profile, labelled=False)
     if jets.source != "standin":
         return jets.description
-    fresh = load_jets8(source, profile, labelled=False, fresh=True)
-    return f"{jets.description}; {fresh.description}"
-
-
-def _prepare_graph_jets(source: str, profile: str) -> str:
-    """The jets, and where they are stand-ins those that nobody has seen."""
-    jets = load_quark_gluon(source, profile)
-    if jets.source != "standin":
-        return jets.description
-    return f"{jets.description}; {load_quark_gluon(source, profile, fresh=True).description}"
+    return f"{jets.description}; {load_jets8('standin', profile, fresh=True).description}"
 
 
 def _prepare_foundation(source: str, profile: str) -> str:
-    """The jets of eight channels, and those that the encoder is transferred to."""
-    loaders = load_jets8, load_quark_gluon, load_top_mass
-    return "; ".join(load(source, profile).description for load in loaders)
+    """The jets of task 2g, and some thousand of those that the encoder is transferred to."""
+    few = "smoke" if profile == "smoke" else "quick"
+    others = (load(source, few).description for load in (load_quark_gluon, load_top_mass))
+    return "; ".join([_with_fresh(load_jets8, source, profile), *others])
+
+
+def _prepare_top_mass(source: str, profile: str) -> str:
+    """The jets that train and, of stand-ins, those that test, in this and a harsher detector."""
+    jets = load_top_mass(source, profile)
+    if jets.source != "standin":
+        return jets.description
+    tests = [
+        load_top_mass("standin", profile, conditions=conditions, fresh=True)
+        for conditions in ("nominal", "harsh")
+    ]
+    return "; ".join(sample.description for sample in (jets, *tests))
 
 
 # What `make data` does: (source, profile) -> one line that says which events are there.
@@ -88,12 +97,12 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
     "task2b_superres_gan": lambda source, profile: (
         load_super_resolution(source, profile).description
     ),
-    "task2c_sparse_vae": _prepare_jets8,
+    "task2c_sparse_vae": partial(_with_fresh, load_jets8),
     "task2d_diffusion": _prepare_unlabelled,
-    "task2e_mass_regression": lambda source, profile: load_top_mass(source, profile).description,
+    "task2e_mass_regression": _prepare_top_mass,
     "task2f_cmssw_inference": _prepare_cmssw_inference,
-    "task2g_ssl_vit": _prepare_jets8,
-    "task2h_graph_jets": _prepare_graph_jets,
+    "task2g_ssl_vit": partial(_with_fresh, load_jets8),
+    "task2h_graph_jets": partial(_with_fresh, load_quark_gluon),
     "task2i_foundation": _prepare_foundation,
     "task2j_symmetry": lambda source, profile: load_rotated_mnist(source, profile).description,
 }

@@ -21,6 +21,7 @@ SIZE = 125  # pixels a side
 # What the loader calls a column, and its names in the files: the task's text says am.
 NAMES = {"m": ("m", "am"), "pt": ("pt", "apt"), "ieta": ("ieta",), "iphi": ("iphi",)}
 CHUNK = 40  # jets of 8 x 125 x 125 doubles: 40 MB, and as much again while they are decoded
+FRESH_SEED = 20250311  # of the stand-in jets that no training sees
 
 
 def load_top_mass(
@@ -29,6 +30,8 @@ def load_top_mass(
     path: Paths | None = None,
     require_both_classes: bool = False,
     conditions: str = "nominal",
+    fresh: bool = False,
+    require_masses: bool = True,
 ) -> "TopMassDataset":
     """Boosted tops as (4, 125, 125) images, with the top's mass and pT in GeV.
 
@@ -37,42 +40,52 @@ def load_top_mass(
     `load_electron_photon`. ``path`` reads all jets of other files instead: parquet in the official
     schema with four or more channels, the mass called ``m`` or ``am``; one or several (a list, or
     one string with commas), also URLs. ``conditions`` "harsh" loads stand-ins of a noisier detector
-    with more pile-up. ``require_both_classes`` is there for the other loaders' sake: masses have no
-    classes.
+    with more pile-up. ``fresh``: stand-ins that no training has seen (simulated with another seed);
+    of the official files there are no others, their user takes the test part of the split.
+    ``require_both_classes`` is there for the other loaders' sake: masses have no classes. Unless
+    ``require_masses``, files that hold images only will do: their numbers are NaN.
 
     Raises InputError for unusable files.
     """
     if conditions != "nominal" and path is None:
         source = "standin"
-    simulate = partial(_simulate, conditions=conditions)
+    simulate = partial(_simulate, conditions=conditions, fresh=fresh)
     source, files, limit = source_files(dataset("top_mass"), source, profile, path, simulate)
     shape = (len(CHANNELS), SIZE, SIZE)
-    store = stored("top_mass", first_events(files, limit, _check), _jets, shape, tuple(NAMES))
+    parts = first_events(files, limit, partial(_check, images_only=not require_masses))
+    store = stored("top_mass", parts, _jets, shape, tuple(NAMES))
     what = f"{len(store.images):,} boosted tops"
     return TopMassDataset(
         store.images, **store.numbers, **described(source, store.files, store.fingerprint, what)
     )
 
 
-def _simulate(catalog: dict, profile: str, conditions: str) -> tuple[Sequence[Path], int]:
+def _simulate(
+    catalog: dict, profile: str, conditions: str, fresh: bool
+) -> tuple[Sequence[Path], int]:
     from data.simulate.top_gun import generate
 
+    if fresh:
+        n_events, place = catalog["fresh_events"][profile], paths.STANDIN / "fresh"
+        return [generate(n_events, place, seed=FRESH_SEED, conditions=conditions)], n_events
     n_events = catalog["events"][profile]
     return [generate(n_events, paths.STANDIN, conditions=conditions)], n_events
 
 
-def _check(file: Path) -> tuple[int, Keys]:
-    """Number of jets, and the columns to read, by their names in the file."""
+def _check(file: Path, images_only: bool = False) -> tuple[int, Keys]:
+    """Number of jets, and the columns to read, by their names in the file.
+
+    ``images_only`` accepts a file without the numbers of NAMES.
+    """
     images = {"X_jet": {"shape": [-1, -1, SIZE, SIZE], "dtype": "float64"}}
     number = {"shape": [-1], "dtype": "float64"}
-    return layout_of(
-        file, *(images | dict.fromkeys(names, number) for names in product(*NAMES.values()))
-    )
+    layouts = [images | dict.fromkeys(names, number) for names in product(*NAMES.values())]
+    return layout_of(file, *layouts, *([images] if images_only else []))
 
 
 def _jets(part: Part) -> Iterator[Chunk]:
     file, rows, keys = part
-    columns = {name: next(n for n in names if n in keys) for name, names in NAMES.items()}
+    columns = {name: n for name, names in NAMES.items() for n in names if n in keys}
     first = 0
     for chunk in iter_columns(file, keys, rows, CHUNK):
         channels = chunk["X_jet"].shape[1]
@@ -81,7 +94,8 @@ def _jets(part: Part) -> Iterator[Chunk]:
                 f"{file}: expected {len(CHANNELS)} or more channels in 'X_jet', found {channels}; "
                 "bring it to the official schema (data/README.md)"
             )
-        jets = {name: chunk[column] for name, column in columns.items()}
+        jets = dict.fromkeys(NAMES, np.full(len(chunk["X_jet"]), np.nan))
+        jets |= {name: chunk[column] for name, column in columns.items()}
         wrong = np.flatnonzero(jets["m"] <= 0)
         if len(wrong):
             raise InputError(

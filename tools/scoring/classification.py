@@ -15,7 +15,7 @@ from data.loaders.common import LoadedDataset
 from e2e_utils.evaluation import evaluate_classifier, evaluate_regression
 from e2e_utils.paths import display_path
 from tools.scoring.events import raw_batches, write_table
-from tools.wording import entries_text
+from tools.wording import Entries, entries_text
 
 NUMBERS = {"m": "m", "pT": "pt"}  # output of a graph -> what the sample calls it
 
@@ -32,25 +32,21 @@ def predict(
         yield dict(zip(outputs, columns, strict=True))
 
 
-def report(y: np.ndarray, probability: np.ndarray) -> str:
-    """All metrics with intervals, one per line; of one class only its mean probability."""
-    counts = np.bincount(y, minlength=2)
-    if counts.min() == 0:
-        return (
-            f"  no metrics: all events have label {y[0]}; "
-            f"mean P(class 1) = {probability.mean():.4f}"
-        )
-    return entries_text(evaluate_classifier(y, probability))
-
-
 def score(
     session: onnxruntime.InferenceSession, sample: LoadedDataset, name: str, out: Path
-) -> None:
-    """Print the metrics of a sample, write event, label and outputs to ``out``."""
+) -> Entries:
+    """Print the metrics of a sample, write event, label and outputs to ``out``.
+
+    Returns the metrics of the classes, with intervals; none for a sample of one class.
+    """
     parts = list(predict(session, sample, name))
     found = {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
     print(f"{len(sample.y):,} events scored; brackets: 95 % bootstrap interval")
-    print(report(sample.y, found["probability"]))
+    y, probability = sample.y, found["probability"]
+    both = np.bincount(y, minlength=2).min() > 0
+    entries = evaluate_classifier(y, probability) if both else {}
+    alone = f"no metrics: all events have label {y[0]}; mean P(class 1) = {probability.mean():.4f}"
+    print(entries_text(entries) if both else f"  {alone}")
     columns = {"event": np.arange(len(sample.y)), "label": sample.y, **found}
     for output in [name for name in NUMBERS if name in found]:
         truth = getattr(sample, NUMBERS[output], None)
@@ -59,3 +55,4 @@ def score(
             print(f"{output}, GeV:\n{entries_text(evaluate_regression(truth, found[output]))}")
     write_table(out, pd.DataFrame(columns))
     print(f"Predictions: {display_path(out)}")
+    return entries

@@ -7,11 +7,12 @@ import onnxruntime
 import pandas as pd
 
 from data.loaders.common import LoadedDataset
+from e2e_utils.evaluation import metric_entry
 from e2e_utils.fidelity import fpd
 from e2e_utils.jet_observables import NAMES, jet_observables, ratio_of_sums
-from e2e_utils.metric_text import format_entry, metric_name
 from e2e_utils.paths import display_path
 from tools.scoring.events import write_table
+from tools.wording import Entries, entries_text
 
 BATCH = 50  # jets
 
@@ -40,35 +41,34 @@ def generated_observables(
     return pd.concat(true, ignore_index=True), pd.concat(made, ignore_index=True)
 
 
-def report(true: pd.DataFrame, made: pd.DataFrame) -> str:
-    """Energy response, occupancy and mass with intervals, Frechet distance, one per line."""
-    lines = {f"energy response, {name}": f"{name}_energy" for name in NAMES}
-    lines |= {f"occupancy, {name}": f"{name}_hits" for name in NAMES} | {"mass response": "mass"}
-    width = max(map(len, lines))
-    ratios = {
-        line: ratio_of_sums([made[c].to_numpy()], true[c].to_numpy()) for line, c in lines.items()
+def physics(true: pd.DataFrame, made: pd.DataFrame) -> Entries:
+    """Energies, occupancies and mass, generated over true, and the Frechet distance (95 %)."""
+    columns = {f"energy response, {name}": f"{name}_energy" for name in NAMES}
+    columns |= {f"occupancy, {name}": f"{name}_hits" for name in NAMES} | {"mass response": "mass"}
+    entries = {
+        line: ratio_of_sums([made[c].to_numpy()], true[c].to_numpy()) for line, c in columns.items()
     }
-    text = [f"  {line:{width}s}  {format_entry(ratio)}" for line, ratio in ratios.items()]
     half = len(true) // 2  # of different jets: true ones of the first half, generated of the second
     if half >= 8:
-        value, error = fpd(true.to_numpy()[:half], made.to_numpy()[half:])
-        floor, _ = fpd(true.to_numpy()[:half], true.to_numpy()[half:])
-        text.append(
-            f"  {metric_name('fpd'):{width}s}  {value:.4g} ± {error:.2g} (true jets: {floor:.4g})"
-        )
-    return "\n".join(text)
+        first, others = true.to_numpy()[:half], {"fpd": made, "FPD of other true jets": true}
+        for line, table in others.items():
+            value, error = fpd(first, table.to_numpy()[half:])
+            entries[line] = metric_entry(value, value - 1.96 * error, value + 1.96 * error)
+    return entries
 
 
 def score(
     session: onnxruntime.InferenceSession, sample: LoadedDataset, name: str, out: Path
-) -> None:
-    """Print the report of a sample, write the observables of every jet, true and generated."""
+) -> Entries:
+    """Print and return `physics`, write the observables of every jet, true and generated."""
     seed = int(session.get_modelmeta().custom_metadata_map.get("noise_seed", 0))
     true, made = generated_observables(session, sample, seed)
     print(f"{len(sample):,} jets; generated over true; brackets: 95 % bootstrap interval")
-    print(report(true, made))
+    entries = physics(true, made)
+    print(entries_text(entries))
     table = true.add_prefix("true_").join(made.add_prefix("generated_"))
     table.insert(0, "event", np.arange(len(table)))
     table.insert(1, "label", sample.y)
     write_table(out, table)
     print(f"Observables of every jet: {display_path(out)}")
+    return entries
