@@ -24,6 +24,7 @@ from e2e_utils.jet_towers import (
     units_of,
 )
 from e2e_utils.sparse_images import SparseImages, concatenate
+from e2e_utils.tower_samples import Sample
 
 
 class TowerLibrary:
@@ -38,8 +39,7 @@ class TowerLibrary:
         kept = {(c, lead): [] for c in range(N_CHANNELS) for lead in (False, True)}
         for part in in_parts(rows, 50):
             x = images.dense(part).numpy() / units_of(to_towers(images, part).largest)
-            x = x.reshape(-1, N_CHANNELS, GRID, TOWER, GRID, TOWER).transpose(0, 1, 2, 4, 3, 5)
-            x = x.reshape(-1, N_CHANNELS, GRID**2, TOWER**2)  # (n, 8, 625, 25)
+            x = in_towers(x).reshape(-1, N_CHANNELS, GRID**2, TOWER**2)  # (n, 8, 625, 25)
             top = x.max((2, 3), keepdims=True)
             for (c, lead), found in kept.items():
                 has_top = (x[:, c] >= 0.9999 * top[:, c]).any(2)
@@ -66,7 +66,7 @@ class TowerLibrary:
     def pixels(self, part: Towers, rng: np.random.Generator) -> np.ndarray:
         """Towers (n, 8, 25, 25) -> images (n, 8, 125, 125)."""
         w = (part.x / units_of(part.largest)).reshape(len(part.x), N_CHANNELS, -1)  # (n, 8, 625)
-        out = np.zeros((*w.shape, TOWER**2))
+        out = np.zeros((*w.shape, TOWER**2), np.float32)
         for c in range(N_CHANNELS):
             limit = np.full(len(w), TOP) if c not in COUNTED else part.largest[:, c - COUNTED[0]]
             first = (ranks(w[:, c]) == 0) & (w[:, c] > 0)
@@ -83,11 +83,13 @@ class TowerLibrary:
                 if lead:  # its largest pixel is that of the image
                     pattern[np.arange(len(pattern)), pattern.argmax(1)] = most
                 out[:, c][chosen] = pattern
-        out = out * units_of(part.largest)
-        out = out.reshape(-1, N_CHANNELS, GRID, GRID, TOWER, TOWER).transpose(0, 1, 2, 4, 3, 5)
-        return out.reshape(-1, N_CHANNELS, PIXELS, PIXELS).astype(
-            np.float32
-        )  # (n, 8, 25, 5, 25, 5) -> (n, 8, 125, 125)
+        return in_images(out) * units_of(part.largest)
+
+    def rendered(self, sample: Sample, seed: int) -> SparseImages:
+        """Pixel images of the jets of a sample."""
+        rng, parts = np.random.default_rng(seed), in_parts(np.arange(len(sample)), 100)
+        made = (self.pixels(sample.towers(rows), rng) for rows in parts)
+        return concatenate([SparseImages.from_dense(x) for x in made])
 
 
 def on_tracks(pattern: np.ndarray, track: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -96,20 +98,22 @@ def on_tracks(pattern: np.ndarray, track: np.ndarray, rng: np.random.Generator) 
     return np.take_along_axis(-np.sort(-pattern, 1), rank, 1) * (track > 0)
 
 
+def in_towers(x: np.ndarray) -> np.ndarray:
+    """Images (n, 8, 125, 125) -> pixels of each tower (n, 8, 25, 25, 25)."""
+    x = x.reshape(-1, N_CHANNELS, GRID, TOWER, GRID, TOWER).transpose(0, 1, 2, 4, 3, 5)
+    return x.reshape(-1, N_CHANNELS, GRID, GRID, TOWER**2)
+
+
+def in_images(x: np.ndarray) -> np.ndarray:
+    """The inverse of `in_towers`."""
+    x = x.reshape(-1, N_CHANNELS, GRID, GRID, TOWER, TOWER).transpose(0, 1, 2, 4, 3, 5)
+    return x.reshape(-1, N_CHANNELS, PIXELS, PIXELS)
+
+
 def shuffled(images: SparseImages, seed: int) -> SparseImages:
     """The pixels of each tower permuted: what a judge on pixels must find."""
     rng, parts = np.random.default_rng(seed), []
     for rows in in_parts(np.arange(len(images)), 100):
-        x = (
-            images.dense(rows)
-            .numpy()
-            .reshape(-1, N_CHANNELS, GRID, TOWER, GRID, TOWER)
-            .transpose(0, 1, 2, 4, 3, 5)
-        )
-        x = rng.permuted(x.reshape(-1, N_CHANNELS, GRID, GRID, TOWER**2), axis=4).reshape(x.shape)
-        parts.append(
-            SparseImages.from_dense(
-                x.transpose(0, 1, 2, 4, 3, 5).reshape(-1, N_CHANNELS, PIXELS, PIXELS)
-            )
-        )
+        x = rng.permuted(in_towers(images.dense(rows).numpy()), axis=4)
+        parts.append(SparseImages.from_dense(in_images(x)))
     return concatenate(parts)

@@ -1,4 +1,4 @@
-"""Tests of two samples without a training: coverage, copies, and the worst direction.
+"""Tests of two samples: coverage, distances, the worst direction, the nearest generator.
 
 Samples are arrays of features (n, d), one row per event.
 """
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from e2e_utils.comparison import half_width
 from e2e_utils.evaluation import metric_entry
 from e2e_utils.fidelity import separation_power
+from e2e_utils.parallel import side_by_side
 
+TRIED = (10, 15, 25, 40, 60, 100, 150, 250, 400, 600, 1000)  # sizes of samples
 COMBINATIONS = 150  # of two or three features, which see what single ones do not
 
 
@@ -22,19 +25,16 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def neighbourhood(real: np.ndarray, made: np.ndarray, k: int = 5) -> dict[str, np.ndarray]:
-    """Precision and density of each generated event (m,), recall and coverage of each real one.
+    """Precision of each generated event (m,): it lies among real ones; recall of each real one.
 
-    Sources: Kynkäänniemi et al., arXiv:1904.06991; Naeem et al., arXiv:2002.09797.
+    Source: Kynkäänniemi et al., arXiv:1904.06991.
     """
     k = min(k, len(real) - 1, len(made) - 1)
     radius_real, radius_made = (np.partition(distances(x, x), k, 1)[:, k] for x in (real, made))
     d = distances(real, made)  # (real, made)
-    inside = d <= radius_real[:, None]
     return {
-        "precision": inside.any(0),
-        "density": inside.sum(0) / k,
+        "precision": (d <= radius_real[:, None]).any(0),
         "recall": (d <= radius_made).any(1),
-        "coverage": inside.any(1),
     }
 
 
@@ -42,18 +42,6 @@ def nearest_distance(x: np.ndarray, pool: np.ndarray, size: int = 500) -> np.nda
     """Distance of each event (n,) to the nearest one of a large pool."""
     parts = [distances(x[k : k + size], pool).min(1) for k in range(0, len(x), size)]
     return np.concatenate(parts)
-
-
-def duplicate_rate(x: np.ndarray, threshold: float) -> float:
-    """Share of pairs of events that are nearer than ``threshold``; at least one pair counts."""
-    pair = torch.nn.functional.pdist(torch.as_tensor(x, dtype=torch.float32))
-    return max(int((pair < threshold).sum()), 1) / len(pair)
-
-
-def birthday_support(rate: float) -> float:
-    """Support of a sample whose pairs are duplicates with ``rate``: the square of the batch size
-    with a 50 % chance of a duplicate. Source: Arora, Zhang, arXiv:1706.08224."""
-    return 2 * np.log(2) / rate
 
 
 def directions(k: int, seed: int = 0) -> np.ndarray:
@@ -93,14 +81,45 @@ def p_value(statistic: float | np.ndarray, null: np.ndarray) -> np.ndarray:
 
 def median_p(real: np.ndarray, made: np.ndarray, n: int, null: np.ndarray, draws: int = 9) -> float:
     """Median p-value of the worst KS statistic over random samples of n events each."""
-    rng = np.random.default_rng(n)
-    values = [
-        ks_statistics(
-            real[rng.permutation(len(real))[:n]], made[rng.permutation(len(made))[:n]]
-        ).max()
-        for _ in range(draws)
-    ]
+    rng, values = np.random.default_rng(n), []
+    for _ in range(draws):
+        pair = (x[rng.permutation(len(x))[:n]] for x in (real, made))
+        values.append(ks_statistics(*pair).max())
     return float(np.median(p_value(np.array(values), null)))
+
+
+class WorstDirection:
+    """The worst KS statistic over all `directions`, and how many events it needs for a verdict.
+
+    ``real``: features (n, d). Its distribution for samples without a difference is that of
+    ``draws`` random divisions, for each of TRIED that is at most half of n.
+    """
+
+    def __init__(self, real: np.ndarray, draws: int) -> None:
+        self.turn = directions(real.shape[1])
+        self.real = real @ self.turn
+        sizes = [n for n in TRIED if 2 * n <= len(real)]
+        nulls = side_by_side(null_distribution, [(self.real, n, draws) for n in sizes])
+        self.nulls = dict(zip(sizes, nulls, strict=True))
+
+    def events_needed(self, made: np.ndarray, level: float = 0.05) -> float:
+        """The smallest sample whose median p-value is below ``level``; infinity if none is."""
+        turned = made @ self.turn
+        for n in (n for n in self.nulls if n <= len(made)):
+            if median_p(self.real, turned, n, self.nulls[n]) < level:
+                return n
+        return np.inf
+
+
+def log_posteriors(real: np.ndarray, made: Sequence[np.ndarray]) -> np.ndarray:
+    """ln of the probability (n, generators) that a classifier of generators gives to real events.
+
+    It has learned to name the generator of events ``made``; the one whose events look most real has
+    the highest mean.
+    """
+    model = HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=15, early_stopping=False)
+    model.fit(np.concatenate(made), np.repeat(np.arange(len(made)), [len(x) for x in made]))
+    return np.log(model.predict_proba(real).clip(1e-7))
 
 
 def separations(real: np.ndarray, made: np.ndarray, bins: int = 20) -> np.ndarray:
