@@ -81,7 +81,7 @@ def codec_2d(task: ModuleType, _: Card) -> nn.Module:
 
 def arm_2d(task: ModuleType, card: Card) -> nn.Module:
     arm, options = task.ARMS.get(card["arm"], (card["arm"], ()))
-    return task.build(arm, options)
+    return task.NETWORKS[arm](**dict(options))
 
 
 def motion_2j(*_: object) -> nn.Module:

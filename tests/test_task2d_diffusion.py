@@ -10,7 +10,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from e2e_utils import planted_defects, two_samples
+from e2e_utils import planted_defects, tower_codec, tower_samples, two_samples
 from e2e_utils.jet_towers import (
     Towers,
     impossible_pixels,
@@ -24,8 +24,10 @@ from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.seeds import torch_generator
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
+from e2e_utils.tower_codec import N_SUMMARY, Codec
+from e2e_utils.tower_copies import CopyTest
 from e2e_utils.tower_observables import tower_observables
-from e2e_utils.tower_pixels import TowerLibrary, shuffled
+from e2e_utils.tower_pixels import TowerLibrary, in_images, in_towers, shuffled
 from tests.interrupted_training import assert_same_weights, in_two_parts
 
 
@@ -61,7 +63,7 @@ def trained(notebook, tmp_path):
     jets = SparseImages.from_dense(toy_jets(40))
     rows, rng = np.arange(40), np.random.default_rng(0)
     part = to_towers(jets, rows)
-    notebook.codec = notebook.Codec(part)
+    notebook.codec = Codec(part)
     notebook.encoded = SparseImages.from_dense(notebook.codec.encode(part, rng))
     notebook.conditions = torch.from_numpy(notebook.codec.conditions(part, rng))
     notebook.splits = SimpleNamespace(train=rows[:24], validation=rows[24:32], test=rows[32:])
@@ -130,7 +132,7 @@ def test_a_jet_survives_the_way_there_and_back(trained) -> None:
 
 
 def test_whatever_a_network_says_no_impossible_jet_comes_out(trained) -> None:
-    condition = torch.randn(6, trained.N_SUMMARY, generator=torch_generator(1, 1)).numpy()
+    condition = torch.randn(6, N_SUMMARY, generator=torch_generator(1, 1)).numpy()
     v, order = torch.randn(2, 6, 8, 25, 25, generator=torch_generator(2, 2)).numpy()
     made = trained.codec.decode(v, condition, order)
     assert not impossible_towers(made).to_numpy().any()
@@ -145,10 +147,10 @@ def test_whatever_a_network_says_no_impossible_jet_comes_out(trained) -> None:
     assert not found.to_numpy().any()
 
 
-def test_values_are_scaled_to_the_sum_but_fixed_ones_stay(notebook) -> None:
+def test_values_are_scaled_to_the_sum_but_fixed_ones_stay() -> None:
     w = np.array([[1.0, 4.0, 2.0, 7.0], [1.0, 4.0, 2.0, 7.0]])
     active = np.array([[True, True, True, False]] * 2)
-    made = notebook.rescaled(w, active, w == 1.0, np.array([10.0, 1000.0]))
+    made = tower_codec.rescaled(w, active, w == 1.0, np.array([10.0, 1000.0]))
     assert made[0, :3] == pytest.approx([1, 6, 3])  # 9 / 6 for what is free
     assert made[1, :3] == pytest.approx([1, 40, 20])  # tenfold at most
 
@@ -173,12 +175,12 @@ def test_untrained_denoiser_is_the_posterior_mean_of_single_towers(notebook) -> 
         model.prior.mean.fill_(1.2)
         model.prior.width.fill_(0.4)
     grid = np.linspace(-5, 5, 20_001)
-    density = 0.3 * norm.pdf(grid, 1.2, 0.4) + 0.7 * norm.pdf(grid, -1, notebook.EMPTY_WIDTH)
+    density = 0.3 * norm.pdf(grid, 1.2, 0.4) + 0.7 * norm.pdf(grid, -1, tower_codec.EMPTY_WIDTH)
     for level in (0.05, 0.6, 5.0):
         for x in (-1.3, 0.1, 0.9):
             weight = density * norm.pdf(x, grid, level)
             v = torch.full((1, 8, 25, 25), x)
-            found = model(v, torch.full((1, 3), level), torch.zeros(1, notebook.N_SUMMARY))
+            found = model(v, torch.full((1, 3), level), torch.zeros(1, N_SUMMARY))
             assert found.detach().numpy() == pytest.approx(
                 (weight * grid).sum() / weight.sum(), abs=2e-4
             )
@@ -199,7 +201,7 @@ class Known(nn.Module):
 
 def test_the_loss_of_flow_matching_is_the_squared_error_of_the_velocity(notebook) -> None:
     v = torch.randn(8, 8, 25, 25, generator=torch_generator(0, 0))
-    batch = notebook.Batch(v, (v > 0).float(), torch.zeros(8, notebook.N_SUMMARY))
+    batch = notebook.Batch(v, (v > 0).float(), torch.zeros(8, N_SUMMARY))
     sigma = notebook.drawn_levels(8, "flow", True, torch_generator(0, 1))
     s = notebook.of_channels(sigma)
     # at x = (1 - t) noise + t v / 0.7 the velocity of an answer d is (d / 0.7 - x) / (1 - t)
@@ -225,7 +227,7 @@ class PerfectDenoiser(nn.Module):
 @pytest.mark.parametrize("lag", [0, 4])
 def test_sampler_with_the_perfect_denoiser_gives_the_data_distribution(notebook, lag) -> None:
     noise = torch.randn(64, 8, 5, 5, generator=torch_generator(0, 0))
-    condition = torch.zeros(64, notebook.N_SUMMARY)
+    condition = torch.zeros(64, N_SUMMARY)
     made = notebook.sample_diffusion(PerfectDenoiser(), condition, noise, lag)
     factor = notebook.SIGMA_MAX * 0.7 / np.hypot(0.7, notebook.SIGMA_MAX)  # the exact solution
     assert made.numpy() == pytest.approx((noise * factor).numpy(), rel=0.05, abs=2e-3)
@@ -247,7 +249,7 @@ def test_statistics_of_single_towers_are_counted_and_mirrored(notebook) -> None:
     hit = torch.rand(2000, 8, 25, 25, generator=generator) < chance
     v = 1.1 + 0.2 * torch.randn(hit.shape, generator=generator)
     prior = notebook.TowerPrior()
-    prior.count(torch.where(hit, v - notebook.EMPTY, 0))
+    prior.count(torch.where(hit, v - tower_codec.EMPTY, 0))
     expected = (chance + chance.flip(0) + chance.flip(1) + chance.flip(0, 1)) / 4
     assert prior.logit.sigmoid()[2].numpy() == pytest.approx(expected.numpy(), abs=0.03)
     assert prior.mean.numpy() == pytest.approx(1.1, abs=0.04)
@@ -317,7 +319,7 @@ def test_untrained_generator_draws_hits_with_the_chance_of_each_tower(notebook) 
     model = notebook.Adversaries()
     model.prior.logit.fill_(np.log(0.2 / 0.8))
     with torch.no_grad():
-        value, order = model.made(torch.zeros(8, notebook.N_SUMMARY), torch_generator(0, 0))
+        value, order = model.made(torch.zeros(8, N_SUMMARY), torch_generator(0, 0))
         v = model.as_v(value, order, torch_generator(0, 1))
     assert (order > 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert (v > 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
@@ -345,7 +347,7 @@ def test_each_player_gets_the_gradient_of_its_own_loss(trained) -> None:
 def test_minibatch_spread_tells_a_collapsed_batch(notebook) -> None:
     torch.manual_seed(0)
     critic = notebook.Pooled(1, spread=True)
-    x, numbers = torch.randn(6, 8, 25, 25), torch.zeros(6, notebook.N_SUMMARY)
+    x, numbers = torch.randn(6, 8, 25, 25), torch.zeros(6, N_SUMMARY)
     same = x[:1].expand_as(x)
     assert torch.allclose(critic(same, numbers)[0], critic(same[:1], numbers[:1])[0], atol=1e-5)
     assert (critic(x, numbers)[0] - critic(same, numbers)[0]).abs() > 1e-5
@@ -362,7 +364,9 @@ def test_flow_is_autoregressive_invertible_and_normalised(notebook) -> None:
     jacobian = torch.autograd.functional.jacobian(lambda a: flow.to_noise(a)[0], x[:1])
     expected = torch.linalg.slogdet(jacobian.view(4, 4))[1].item()
     assert flow.to_noise(x[:1])[1].item() == pytest.approx(expected, abs=1e-4)
-    shift = torch.autograd.functional.jacobian(lambda a: flow.blocks[0](a)[0], x[:1])
+    shift = torch.autograd.functional.jacobian(
+        lambda a: flow.shift_and_scale(flow.blocks[0], a)[0], x[:1]
+    )
     assert torch.equal(torch.triu(shift.view(4, 4)), torch.zeros(4, 4))
 
 
@@ -376,25 +380,22 @@ def test_interrupted_training_continues_where_it_stopped(trained, arm, monkeypat
 
     def training(name: str) -> dict[str, np.ndarray]:
         trained.run.directory = folder / name
-        return trained.run_job(trained.Job(arm, 0, 24))[1]
+        return trained.train(trained.Job(arm, 0, 24))[1]
 
     straight = training("straight")
     assert_same_weights(in_two_parts(trained, partial(training, "interrupted"), 3), straight)
 
 
-def test_denoiser_and_judge_run_in_onnx(trained, tmp_path) -> None:
+def test_judges_run_in_onnx(trained, tmp_path) -> None:
     torch.manual_seed(0)
-    denoiser, judge = trained.Denoiser(), trained.RawInput(trained.TowerJudge())
-
-    def noisy(n: int) -> tuple[torch.Tensor, ...]:
-        return torch.randn(n, 8, 25, 25), torch.rand(n, 3) + 0.1, torch.randn(n, trained.N_SUMMARY)
-
-    path = tmp_path / "denoiser.onnx"
-    export_onnx(denoiser, noisy(2), path, ["x", "sigma", "condition"], ["v"], {"task": "t"})
-    assert check_parity(denoiser, path, [noisy(n) for n in (1, 3)], 1e-3) < 1e-3
-    path, images = tmp_path / "judge.onnx", trained.jets.dense(np.arange(5))
-    export_onnx(judge, images[:2], path, ["x"], ["probability"], {"task": "t"})
-    assert check_parity(judge, path, [images, images[:1]], 1e-5) < 1e-5
+    images = trained.jets.dense(np.arange(5))
+    for pixels, x in ((True, images), (False, torch.as_tensor(trained.part.x[:5]))):
+        path, model = (
+            tmp_path / f"{pixels}.onnx",
+            nn.Sequential(trained.Judge(pixels), nn.Sigmoid()),
+        )
+        export_onnx(model, x[:2], path, ["x"], ["probability"], {"task": "t"})
+        assert check_parity(model, path, [x, x[:1]], 1e-5) < 1e-5
 
 
 # Tests of the tests -------------------------------------------------------------------------------
@@ -436,27 +437,34 @@ def test_planted_defects_do_what_they_say() -> None:
         assert defect(x.copy(), rng, 0.0) == pytest.approx(x)
 
 
-def test_coverage_and_precision_in_closed_form() -> None:
+def test_precision_and_recall_in_closed_form() -> None:
     real = np.arange(20.0)[:, None]
     same = two_samples.neighbourhood(real, real + 0.1)
-    assert all(same[key].mean() == 1 for key in ("precision", "recall", "coverage"))
+    assert all(same[key].mean() == 1 for key in ("precision", "recall"))
     half = two_samples.neighbourhood(real, np.concatenate([real[:10], real[:10] + 0.1]))
     assert half["precision"].mean() == 1
-    assert half["coverage"].mean() == 0.65  # up to 12: the fifth neighbour is 3 away
+    assert half["recall"].mean() == 0.6  # up to 11: the fifth neighbour of 9.1 is 2.1 away
     far = two_samples.neighbourhood(real, real + 1000)
-    assert not any(far[key].any() for key in ("precision", "recall", "density", "coverage"))
+    assert not any(far[key].any() for key in ("precision", "recall"))
     assert two_samples.nearest_distance(real, real + 0.25) == pytest.approx(0.25)
 
 
-def test_birthday_support_of_a_finite_set() -> None:
+def test_copies_are_nearer_to_the_jets_they_copy() -> None:
+    images, rows = SparseImages.from_dense(toy_jets(90, 5)), np.arange(90)
+    nearer = CopyTest(images, rows[:40], rows[40:60])
+    new = torch.as_tensor(to_towers(images, rows[60:]).x)
+    copied = torch.as_tensor(to_towers(images, rows[:30]).x).flip(2)
+    copied = copied * (torch.rand(copied.shape, generator=torch_generator(0, 0)) > 0.1)
+    assert np.quantile(nearer(copied), 0.9) < np.quantile(nearer(new), 0.1)
+
+
+def test_the_generator_nearest_to_nature_has_the_highest_posterior() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 3))[rng.integers(200, size=1500)]
-    rate = two_samples.duplicate_rate(x, 1e-6)
-    assert rate == pytest.approx(1 / 200, rel=0.05)
-    size = np.sqrt(two_samples.birthday_support(rate))
-    draws = rng.integers(200, size=(4000, round(size)))
-    duplicates = np.mean([len(np.unique(draw)) < len(draw) for draw in draws])
-    assert duplicates == pytest.approx(0.5, abs=0.05)
+    made = [rng.normal(shift, 1, (300, 2)) for shift in (0.0, 1.0, 3.0)]
+    found = two_samples.log_posteriors(rng.normal(0, 1, (300, 2)), made)
+    assert found.shape == (300, 3)
+    assert np.exp(found).sum(1) == pytest.approx(1)
+    assert found.mean(0).argmax() == 0
 
 
 def test_ks_statistics_are_scipys_also_with_ties() -> None:
@@ -488,6 +496,17 @@ def test_worst_direction_keeps_its_false_positive_rate_and_finds_a_correlation()
     assert found.argmax() >= 4
 
 
+def test_fewer_events_tell_what_is_further_away(monkeypatch) -> None:
+    monkeypatch.setattr(two_samples, "TRIED", (10, 40, 100))
+    rng = np.random.default_rng(0)
+    worst = two_samples.WorstDirection(rng.normal(size=(200, 3)), 40)
+    assert list(worst.nulls) == [10, 40, 100]
+    far, near = (rng.normal(shift, 1, (100, 3)) for shift in (3.0, 0.9))
+    assert worst.events_needed(far) == 10
+    assert 10 < worst.events_needed(near) <= 100
+    assert worst.events_needed(rng.normal(size=(30, 3))) == np.inf
+
+
 def test_separation_and_entry_in_closed_form() -> None:
     a, b = np.array([[0.0], [1.0]]), np.array([[1.0], [1.0]])
     # shares 1/2, 1/2 against 0, 1: (1/4 / (1/2) + 1/4 / (3/2)) / 2
@@ -496,16 +515,43 @@ def test_separation_and_entry_in_closed_form() -> None:
     assert (entry["value"], entry["low"]) == pytest.approx((2, 2 - 0.98), abs=0.01)
 
 
+def sample(images: SparseImages, table: pd.DataFrame | None = None) -> tower_samples.Sample:
+    found = tower_samples.of_pixels(images)
+    return found if table is None else tower_samples.Sample(images, found.largest, table)
+
+
 def test_trees_find_what_is_there_and_nothing_else(notebook) -> None:
-    rng = np.random.default_rng(0)
-    label = notebook.labels(300, 300)
+    rng, label = np.random.default_rng(0), np.repeat([0, 1], 300)
+    images = SparseImages.from_dense(np.zeros((600, 1, 2, 2), np.float32))
     for shift, low, high in ((0.0, 0.4, 0.6), (1.0, 0.7, 1.0)):
-        tables = [
-            pd.DataFrame(rng.normal(size=(600, 3)) + shift * label[:, None]) for _ in range(3)
+        parts = [
+            sample(images, pd.DataFrame(rng.normal(size=(600, 3)) + shift * label[:, None]))
+            for _ in range(3)
         ]
-        fit, stop = (notebook.Mixed(None, table, label) for table in tables[:2])
-        score = notebook.tree_judge(fit, stop, 0)
-        assert low < roc_auc(label, score(tables[2])) < high
+        score = notebook.tree_judge(*((part, label) for part in parts[:2]))
+        assert low < roc_auc(label, score(parts[2])) < high
+
+
+def test_a_judge_scores_real_jets_first_and_jets_that_it_has_not_seen(trained, monkeypatch) -> None:
+    seen = []
+
+    def network_judge(kind, fit, stop, seed):
+        seen.extend(part[0].images.dense() for part in (fit, stop))
+        return trained.Judge(pixels=False)
+
+    monkeypatch.setattr(trained, "network_judge", network_judge)
+    real = {
+        name: tower_samples.of_images(trained.jets, rows)
+        for name, rows in trained.splits.__dict__.items()
+    }
+    made = tower_samples.of_images(trained.jets, trained.splits.train[:20])
+    (scores,) = trained.judge("towers", made, 0, ("test",), real)
+    assert len(scores) == len(real["test"]) + 8
+    assert [len(part) for part in seen] == [20, 4]  # half real each
+    assert torch.equal(seen[0][10:], made.images.dense(np.arange(10)))
+    y = np.repeat([0, 1], [8, 8])
+    comparison = trained.compared(8, {"a": [scores]}, "a")
+    assert comparison.interval("a")[0] == roc_auc(y, scores)
 
 
 def test_the_network_judge_finds_dz_without_a_track(trained, monkeypatch) -> None:
@@ -514,11 +560,20 @@ def test_the_network_judge_finds_dz_without_a_track(trained, monkeypatch) -> Non
     x = to_towers(SparseImages.from_dense(toy_jets(120, 3)), np.arange(120)).x
     x[60:] = planted_defects.DEFECTS["swapped pixel layers"](x[60:], np.random.default_rng(0), 1.0)
     x[60:, 1] = np.roll(x[60:, 1], 3, axis=1)
-    images, label = SparseImages.from_dense(x), np.repeat([0, 1], 60)
-    part = trained.Mixed(images, None, label)
-    model = trained.network_judge(trained.TowerJudge, part, part, 0)
-    score = trained.logits(model, images)
-    assert roc_auc(label, score) > 0.9
+    part, label = sample(SparseImages.from_dense(x)), np.repeat([0, 1], 60)
+    model = trained.network_judge("towers", (part, label), (part, label), 0)
+    assert roc_auc(label, trained.logits(model, part)) > 0.9
+
+
+def test_samples_keep_their_jets_together() -> None:
+    images, rows = SparseImages.from_dense(toy_jets(6)), np.arange(6)
+    whole = tower_samples.of_images(images, rows)
+    both = tower_samples.joined([whole.rows(slice(2)), whole.rows(np.arange(2, 6))])
+    assert len(both) == 6
+    assert torch.equal(both.images.dense(), whole.images.dense())
+    pd.testing.assert_frame_equal(both.table, whole.table)
+    assert both.largest == pytest.approx(to_towers(images, rows).largest)
+    assert not whole.impossible().to_numpy().any()
 
 
 def test_permuted_pixels_keep_the_towers(trained) -> None:
@@ -528,6 +583,9 @@ def test_permuted_pixels_keep_the_towers(trained) -> None:
         to_towers(images, np.arange(6)).x, abs=0.01
     )
     assert not torch.equal(found.dense(), images.dense())
+    x = images.dense().numpy()
+    assert (in_images(in_towers(x)) == x).all()
+    assert in_towers(x).sum(4) == pytest.approx(to_towers(images, np.arange(6)).x, abs=0.01)
 
 
 def test_modes_are_counted(notebook) -> None:

@@ -87,7 +87,7 @@ def generators(folder: Path, arm: str) -> Training:
     inspect.unwrap(test_task2d_diffusion.trained)(notebook, folder)
     smoke = notebook.CONFIGS["smoke"]
     notebook.CONFIG = replace(smoke, rounds=2, passes=2, batch=8 // launched_processes())
-    return notebook, lambda: notebook.run_job(notebook.Job(arm, 0, 48))[1]
+    return notebook, lambda: notebook.train(notebook.Job(arm, 0, 48))[1]
 
 
 def mass(folder: Path) -> Training:
