@@ -139,8 +139,8 @@ class Config:
 # %%
 CONFIGS = {
     "smoke": Config(64, 32, 32, 40, 2, 16, (0, 1), 1, 1, (1.0,), 20, 20, 4, 20),
-    "quick": Config(3_000, 600, 200, 200, 4, 32, (0, 1), 4, 3, (1.0,), 500, 60, 100, 200),
-    "standard": Config(400_000, 32_000, 4_000, 2_400),
+    "quick": Config(2_000, 400, 100, 120, 4, 32, (0, 1), 4, 2, (1.0,), 300, 60, 100, 200),
+    "standard": Config(340_000, 28_000, 4_000, 2_400),
     "full": Config(12_000_000, 1_500_000, 100_000, 20_000, 20, 256, (0, 1, 2), 60, 20),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
@@ -177,12 +177,11 @@ print(", ".join(f"{part}: {len(rows):,} jets" for part, rows in parts))
 CHANNELS = ("track $p_T$", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3")
 n_made = CONFIG.made
 wanted_rows = splits.train[: n_made + n_made // 2]  # real jets that judges learn from, and more
-wanted = {"train": wanted_rows, "validation": splits.validation, "test": splits.test}
+wanted = {"train": wanted_rows, "validation": splits.validation, "test": splits.test[: 5 * n_made]}
 real = {name: tower_samples.of_images(jets, rows) for name, rows in wanted.items()}
 real["calibration"] = real["validation"].rows(slice(n_made // 10, None))  # no judge stops on them
 if fresh:
-    few = np.arange(min(len(fresh), len(splits.test)))
-    real["independent"] = tower_samples.of_images(fresh, few)
+    real["independent"] = tower_samples.of_images(fresh, np.arange(min(len(fresh), 5 * n_made)))
 pd.DataFrame({name: sample.impossible().mean() for name, sample in real.items()}).T
 
 # %% [markdown]
@@ -227,10 +226,7 @@ class Batch(NamedTuple):
 def batch_of(
     rows: np.ndarray, generator: torch.Generator | None = None, with_images: bool = True
 ) -> Batch:
-    """Some jets with fresh noise and, with a generator, mirrored.
-
-    Mirroring is a symmetry of the collisions and, for both charges together, of the field.
-    """
+    """Some jets with fresh noise and, with a generator, mirrored: a symmetry of beam and field."""
     if not with_images:  # stage one needs none
         return Batch(*(conditions[rows].to(DEVICE),) * 3)
     x = encoded.dense(rows)
@@ -1087,7 +1083,7 @@ pd.DataFrame(frame, index=list(DEFECTS)).replace(np.inf, "none").rename_axis("pl
 # definition. The control are training jets, mirrored, a tenth of their towers erased, mixed into new ones.
 
 # %%
-half = len(splits.test) // 2
+half = len(real["test"]) // 2
 few = min(600, half, n_made)
 nearer = CopyTest(jets, splits.train, np.concatenate([splits.validation, splits.test[:half]]))
 new = real["test"].images.dense(np.arange(half, half + few))
@@ -1458,13 +1454,10 @@ plt.show()
 
 # %%
 names = ("diffusion", *ABLATIONS)
-plan = [(name, k) for name in names for k in range(len(CONFIG.seeds))]
-few = [
-    ("trees", samples[name][k].rows(slice(n_made // 2)), k, ("calibration",), real)
-    for name, k in plan
-]
-found = dict(zip(plan, side_by_side(judge, few), strict=True))
-scores = {name: [found[name, k][0] for k in range(len(CONFIG.seeds))] for name in names}
+few = [one.rows(slice(n_made // 2)) for name in names for one in samples[name]]
+plan = [("trees", one, k, ("calibration",), real) for k, one in enumerate(few)]
+answers = iter(side_by_side(judge, plan))
+scores = {name: [next(answers)[0] for _ in CONFIG.seeds] for name in names}
 ablation = compared(len(real["calibration"]), scores, "diffusion")
 ablation.table().rename(index=LABELS).rename_axis("AUC of trees, validation jets")
 
