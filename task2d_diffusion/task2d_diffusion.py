@@ -954,7 +954,11 @@ def logits(model: nn.Module, sample: Sample) -> np.ndarray:
 
 
 # %%
-Labelled = tuple[Sample, np.ndarray]  # jets, and 1 for generated ones
+class Labelled(NamedTuple):
+    """Jets, and 1 for generated ones."""
+
+    sample: Sample
+    label: np.ndarray
 
 
 def network_judge(kind: str, fit: Labelled, stop: Labelled, seed: int) -> nn.Module:
@@ -962,17 +966,17 @@ def network_judge(kind: str, fit: Labelled, stop: Labelled, seed: int) -> nn.Mod
     seed_everything(seed)
     model, best, weights = Judge(kind == "pixels").to(DEVICE), np.inf, {}
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
-    target, truth = (torch.as_tensor(label, dtype=torch.float32) for _, label in (fit, stop))
+    target, truth = torch.as_tensor(fit.label).float(), torch.as_tensor(stop.label).double()
     for number in range(CONFIG.judge_passes):
         model.train()
         for rows in epoch_batches(np.arange(len(target)), min(32, len(target)), seed, number):
-            logit = model(fit[0].images.dense(rows, DEVICE))
+            logit = model(fit.sample.images.dense(rows, DEVICE))
             loss = binary_cross_entropy_with_logits(logit, target[rows].to(DEVICE))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        answer = torch.as_tensor(logits(model.eval(), stop[0]))
-        value = binary_cross_entropy_with_logits(answer, truth.double()).item()
+        answer = torch.as_tensor(logits(model.eval(), stop.sample))
+        value = binary_cross_entropy_with_logits(answer, truth).item()
         if value < best:
             best, weights = value, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(weights)
@@ -987,8 +991,8 @@ TREES = HistGradientBoostingClassifier(
 
 def tree_judge(fit: Labelled, stop: Labelled) -> Callable[[Sample], np.ndarray]:
     """Boosted trees on observables, as many as the jets to stop with prefer."""
-    (a, y), (b, y_stop) = fit, stop
-    trees = fit_trees(TREES, a.table.to_numpy(), y, b.table.to_numpy(), y_stop)
+    tables = [part.sample.table.to_numpy() for part in (fit, stop)]
+    trees = fit_trees(TREES, tables[0], fit.label, tables[1], stop.label)
     return lambda sample: trees.decision_function(sample.table.to_numpy())
 
 
@@ -996,7 +1000,7 @@ def tree_judge(fit: Labelled, stop: Labelled) -> Callable[[Sample], np.ndarray]:
 def mixed(real: Sample, made: Sample) -> Labelled:
     """Generated jets and as many real ones."""
     few = real.rows(slice(len(made)))
-    return joined([few, made]), np.repeat([0, 1], [len(few), len(made)])
+    return Labelled(joined([few, made]), np.repeat([0, 1], [len(few), len(made)]))
 
 
 def judge(
@@ -1115,12 +1119,12 @@ samples["rejection"] = [pool.rows(kept)]
 
 # %%
 TABLE = ("long", "rejection", "diffusion", "vae", "gan", "gan_plain", "independent", "real")
-SETS = [name for name in ("test", "independent") if name in real]
+sets = [name for name in ("test", "independent") if name in real]
 
 
 def verdicts_of(kind: str, name: str, number: int) -> list[np.ndarray]:
     """Scores of a judge for one training of an arm, against each set of real jets."""
-    return judge(kind, samples[name][number], number, SETS, real)
+    return judge(kind, samples[name][number], number, sets, real)
 
 
 plan = [(kind, name, k) for kind in KINDS for name in TABLE for k in range(len(samples[name]))]
@@ -1138,7 +1142,7 @@ answers = computed_once(path, lambda: dict(zip(plan, side_by_side(verdicts_of, p
 comparisons, rows = {}, {}
 for name in TABLE:
     rows[LABELS[name]] = {"impossible": f"{samples[name][0].impossible().any(axis=1).mean():.1%}"}
-for place, which in enumerate(SETS):
+for place, which in enumerate(sets):
     for kind in KINDS:
         scores = {n: [answers[kind, n, k][place] for k in range(len(samples[n]))] for n in TABLE}
         comparison = compared(len(real[which]), scores, "diffusion")
@@ -1537,7 +1541,7 @@ def described(name: str) -> dict:
 results = {name: described(name) for name in TABLE}
 found = {(kind, defect): smallest(kind, defect) for kind in KINDS for defect in DEFECTS}
 variants = {
-    "independent_sample": {name: comparisons["trees", SETS[-1]].entry(name) for name in TABLE},
+    "independent_sample": {name: comparisons["trees", sets[-1]].entry(name) for name in TABLE},
     "smallest_defect_found": {": ".join(k): g for k, g in found.items() if np.isfinite(g)},
     "copies": copies, "stage_one": first_stage, "log_posterior": log_posterior,
     "pixels": {name: pixel_judge.entry(name) for name in pixels}, "toy_modes": toy_modes,

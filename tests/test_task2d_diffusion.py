@@ -528,7 +528,7 @@ def test_trees_find_what_is_there_and_nothing_else(notebook) -> None:
             sample(images, pd.DataFrame(rng.normal(size=(600, 3)) + shift * label[:, None]))
             for _ in range(3)
         ]
-        score = notebook.tree_judge(*((part, label) for part in parts[:2]))
+        score = notebook.tree_judge(*(notebook.Labelled(part, label) for part in parts[:2]))
         assert low < roc_auc(label, score(parts[2])) < high
 
 
@@ -536,7 +536,7 @@ def test_a_judge_scores_real_jets_first_and_jets_that_it_has_not_seen(trained, m
     seen = []
 
     def network_judge(kind, fit, stop, seed):
-        seen.extend(part[0].images.dense() for part in (fit, stop))
+        seen.extend(part.sample.images.dense() for part in (fit, stop))
         return trained.Judge(pixels=False)
 
     monkeypatch.setattr(trained, "network_judge", network_judge)
@@ -561,7 +561,7 @@ def test_the_network_judge_finds_dz_without_a_track(trained, monkeypatch) -> Non
     x[60:] = planted_defects.DEFECTS["swapped pixel layers"](x[60:], np.random.default_rng(0), 1.0)
     x[60:, 1] = np.roll(x[60:, 1], 3, axis=1)
     part, label = sample(SparseImages.from_dense(x)), np.repeat([0, 1], 60)
-    model = trained.network_judge("towers", (part, label), (part, label), 0)
+    model = trained.network_judge("towers", *2 * [trained.Labelled(part, label)], 0)
     assert roc_auc(label, trained.logits(model, part)) > 0.9
 
 
