@@ -1213,10 +1213,9 @@ results_frame({LABELS[name]: entry for name, entry in entries.items()})
 
 # %% [markdown]
 # **The worst direction: a test of our own.** Distances say how far, not whether that is more than chance. Take every
-# observable and 150 fixed random combinations of two or three of them, and keep the worst Kolmogorov–Smirnov statistic. Its
-# distribution under "no difference" is drawn, from random divisions of real test jets; it pays for having looked
-# everywhere. With enough jets every generator is rejected, so the result is how many jets that takes: the smallest sample
-# whose median $p$ is below 0.05.
+# observable and 150 fixed random combinations of two or three, and keep the worst Kolmogorov–Smirnov statistic. Its
+# distribution without a difference comes from random divisions of real test jets, so having looked everywhere is paid for. With
+# enough jets every generator is rejected; the result is the smallest sample whose median $p$ is below 0.05.
 #
 # **Which generator is nearest to nature?** A classifier learns to name the generator of a jet and is then shown real jets: the
 # mean logarithm of the probability that it gives to a generator is highest for the one whose jets look most real.
@@ -1260,11 +1259,9 @@ frame.rename_axis(f"{device_name()}, {torch.get_num_threads()} threads")
 # panel. One observable alone says little; the judges see all of them together.
 
 # %%
-power = pd.Series(
-    two_samples.separations(test_table, samples["long"][0].table.to_numpy()),
-    real["test"].table.columns,
-)
-fig, axes = plt.subplots(1, 4, figsize=(11, 2.7))
+long = samples["long"][0].table
+power = pd.Series(two_samples.separations(test_table, long.to_numpy()), long.columns)
+fig, axes = plt.subplots(1, 4, figsize=(11, 2.4))
 for axis, (column, value) in zip(axes, power.nlargest(4).items(), strict=True):
     values = real["test"].table[column]
     bins = np.linspace(*np.quantile(values, [0.003, 0.997]), 31)
@@ -1310,7 +1307,7 @@ in_images = pd.DataFrame(rows).T
 in_images
 
 # %%
-fig, axes = plt.subplots(2, 4, figsize=(11, 4.2))
+fig, axes = plt.subplots(2, 4, figsize=(11, 4.5))
 for line, (key, name) in zip(axes, {"real": "real", "long": "generated"}.items(), strict=True):
     image = images[key].dense(np.arange(1))[0].numpy()
     for axis, channel in zip(line, (TRACK, ECAL, HCAL, 5), strict=True):
@@ -1323,14 +1320,12 @@ update_display(fig, display_id="jets")  # below the title
 # ## 8. What goes wrong, and what the cure costs
 # ### Complexity bias and posterior collapse of the VAE
 # A VAE pays for every bit that its latent numbers carry, and its likelihood treats towers as independent given them. What
-# is complex, many small deposits in a pattern of their own, is dear to say, so it is left out: that is the complexity
-# bias. Stage one would hide it by fixing the number of active towers, therefore **these VAEs generate without stage one**
-# and decide themselves which towers are hit. At a larger $\beta$ latent numbers are not worth their KL and fall back to the
-# prior. The cure for that is *free bits* (arXiv:1606.04934): one nat of each number costs nothing.
-#
-# Complexity is the number of active towers of a jet. One jet in ten lies above the upper decile of real jets; of a biased generator
-# fewer do. Small-scale structure is the power of the hit pattern above six waves per image, relative to real jets, once for
-# drawn jets and once for the decoder's mean.
+# is complex, many small deposits in a pattern of their own, is dear to say and is left out: the complexity bias. Stage one
+# would hide it by fixing the number of active towers, so **these VAEs generate without stage one**. At a larger $\beta$ latent
+# numbers are not worth their KL and fall back to the prior. The cure is *free bits* (arXiv:1606.04934): one nat of each costs
+# nothing. One jet in ten has more active towers than the upper decile of real jets; of a biased generator fewer do. Small-scale
+# structure is the power of the hit pattern above six waves per image, relative to real jets, of drawn jets and of the decoder's
+# mean.
 
 # %%
 SWEEP = {
@@ -1342,8 +1337,6 @@ sweep = {
     for name, options in SWEEP.items()
 }
 run_jobs([job for trainings in sweep.values() for job in trainings])
-
-# %%
 RING = np.rint(np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(GRID) * GRID], indexing="ij")))
 
 
@@ -1434,7 +1427,7 @@ def train_toy(cured: bool, seed: int, steps: int) -> np.ndarray:
 plan = [(cured, seed, CONFIG.toy_steps) for cured in (False, True) for seed in range(3)]
 points = dict(zip(plan, side_by_side(train_toy, plan), strict=True))
 toy_modes = {}
-fig, axes = plt.subplots(1, 2, figsize=(6, 2.7), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(5.5, 2.4), sharey=True)
 for axis, cured, name in zip(axes, (False, True), ("plain", "cured"), strict=True):
     toy_modes[name] = [modes_found(x) for (kind, *_), x in points.items() if kind == cured]
     axis.plot(*points[cured, 0, CONFIG.toy_steps][:1500].T, ".", ms=2, alpha=0.5)
@@ -1488,8 +1481,8 @@ claims = {  # after standard: add what the discussion asserts then
     "the long training beats each short one": all(
         c.values["long"][0] < c.values["diffusion"].min() for c in both
     ),
-    "trees: the VAE beats independent towers": high.better("vae", "independent"),
-    "trees: the GAN beats independent towers": high.better("gan", "independent"),
+    "trees: VAE and GAN beat independent towers": high.better("vae", "independent")
+    and high.better("gan", "independent"),
     "trees: rejection helps": high.better("rejection", "long"),
     "10 % of memorised jets are found": copies["control: 10 % memorised"]["low"] > 0.02,
     "the long training does not copy": copies[LABELS["long"]]["low"] <= 0.02,
@@ -1571,12 +1564,9 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 12. Discussion, limits, references
-# **Choices.** *Two stages*, because sums and occupancies span decades and need no image network. *Constraints by construction*: a
-# rule that holds without exception is not worth a network's capacity, and one forgotten rule gives every jet away. *Tower
-# resolution without a bottleneck*, because relations within one tower, such as a track and its dz, are easily blurred.
-# *A closed-form posterior*, so that training starts at independent towers and is spent on relations alone; VAE and GAN
-# start at the same place, hence what differs is the principle. *Groups in the detector's order*: to know the calorimeters makes
-# tracks easier, and tracks make pixel layers easier.
+# **Choices.** A rule that holds without exception is not worth a network's capacity, and one forgotten rule gives every jet
+# away: hence constraints by construction. All generators start at independent towers, so that training is spent on relations
+# alone and what differs between them is the principle.
 #
 # <!-- after standard -->
 # **What was found.** The tables of section 7 say how far each principle gets with the same compute and what a longer
@@ -1587,11 +1577,10 @@ metrics = run.save_metrics(
 # penalty of the GAN takes time in every step.
 #
 # **Limits.** Sums and occupancies come from stage one for all generators, the trivial one included: the tests compare images given
-# these. A judge sees more with more jets, which is why the floor has the same number. Judges learn from training jets; a
-# generator that memorised these would be flattered, which is why there is a test for copies. One long training has no
-# spread between trainings, so its interval contains the jets alone; principles are compared by the short ones. These are short
-# indeed, and the order of the arms may change with more compute. The pixels of neighbouring towers are unrelated. A number obtained
-# on stand-in jets says how generators compare on the same jets, not how they do on the official files.
+# these. A judge sees more with more jets, hence the floor has the same number. The long training has no spread between
+# trainings, so its interval contains the jets alone; principles are compared by the short ones, and their order may change
+# with more compute. The pixels of neighbouring towers are unrelated. What is measured on stand-in jets says how generators
+# compare on the same jets, not how they do on the official files.
 #
 # **References.** T. Karras et al., *EDM*, arXiv:2206.00364. J. Ho et al., *Denoising diffusion*, arXiv:2006.11239. Y. Lipman et al., *Flow
 # matching*, arXiv:2210.02747. C. Lu et al., *DPM-Solver++*, arXiv:2211.01095. I. Tolstikhin et al., *MLP-Mixer*, arXiv:2105.01601. W.
