@@ -258,9 +258,11 @@ def test_a_judge_of_generators_scores_jets_with_or_without_labels(
             file["Y"] = (np.arange(12).reshape(-1, 1) % 2).astype(np.float32)
     example = torch.zeros(2, 8, 125, 125)
     publish(project, "task2d_diffusion", SigmoidOfMean(), example, kind="generated_or_real")
-    table = pd.read_csv(score("task2d_diffusion", str(tmp_path / "jets.h5")))
+    found = score("task2d_diffusion", str(tmp_path / "jets.h5"))
     expected = 1 / (1 + np.exp(-x.mean((1, 2, 3))))
-    np.testing.assert_allclose(table["generated"], expected, rtol=1e-5)
+    np.testing.assert_allclose(pd.read_csv(found.predictions)["generated"], expected, rtol=1e-5)
+    (entry,) = found.metrics.values()
+    assert entry["value"] == np.mean(expected > 0.5)
     assert "12 jets scored" in capsys.readouterr().out
 
 

@@ -8,14 +8,16 @@ import onnxruntime
 import pandas as pd
 
 from data.loaders.jets8 import Jets8Dataset
+from e2e_utils.evaluation import metric_entry
 from e2e_utils.paths import display_path
 from tools.scoring.events import raw_batches, write_table
+from tools.wording import Entries, entries_text
 
 
 def score(
     session: onnxruntime.InferenceSession, sample: Jets8Dataset, name: str, out: Path
-) -> None:
-    """Print how many jets of a sample the judge takes for generated, write P to ``out``."""
+) -> Entries:
+    """Print and return the share of jets that the judge takes for generated, write P to ``out``."""
     if len(sample.unlabelled):
         sample = replace(sample, images=sample.unlabelled)
     entry = session.get_inputs()[0]
@@ -25,8 +27,12 @@ def score(
     ]
     probability = np.concatenate(parts)
     low, middle, high = np.quantile(probability, [0.16, 0.5, 0.84])
-    print(f"{len(probability):,} jets scored")
-    print(f"  taken for generated (P > 0.5): {np.mean(probability > 0.5):.1%}")
+    share = np.mean(probability > 0.5)
+    half = 1.96 * np.sqrt(share * (1 - share) / len(probability))
+    entries = {"taken for generated (P > 0.5)": metric_entry(share, share - half, share + half)}
+    print(f"{len(probability):,} jets scored; brackets: 95 % interval")
+    print(entries_text(entries))
     print(f"  P(generated): median {middle:.4f}, middle 68 % from {low:.4f} to {high:.4f}")
     write_table(out, pd.DataFrame({"event": np.arange(len(probability)), "generated": probability}))
     print(f"Predictions: {display_path(out)}")
+    return entries
