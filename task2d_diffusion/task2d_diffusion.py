@@ -110,9 +110,8 @@ DATA_SOURCE = os.environ.get("DATA_SOURCE", "auto")  # auto, official, standin
 DATA = os.environ.get("DATA") or None  # other files of the official schema, comma separated
 
 # %% [markdown]
-# A profile changes the number of jets, steps and trainings, never the method. The cost of a training is given in jets: how
-# many the diffusion network sees. Its rivals get as many as cost them the same floating-point operations. One *long*
-# training of the diffusion model takes the rest of the budget.
+# A profile changes the number of jets, steps and trainings, never the method. The cost of a training is the number of jets that
+# the diffusion network sees; rivals see as many as cost the same floating-point operations.
 
 
 # %%
@@ -1439,8 +1438,7 @@ plt.show()
 
 # %% [markdown]
 # **On jets** modes cannot be counted, recall can: the share of real jets that lie among generated ones, in the table of
-# distances. The cure costs time in the critic: the table of section 5 has the milliseconds per jet of both GANs, which see the
-# same number of jets.
+# distances. The cure costs time in the critic: section 5 has the milliseconds per jet of both GANs.
 
 # %% [markdown]
 # ## 9. What was tried
@@ -1571,12 +1569,9 @@ metrics = run.save_metrics(
 # alone and what differs between them is the principle.
 #
 # <!-- after standard -->
-# **What was found.** The tables of section 7 say how far each principle gets with the same compute and what a longer
-# training adds; section 6 says how small a defect the judges would have seen.
-#
-# <!-- after standard -->
-# **Failures and cures.** Section 8 shows what they cost: free bits buy active latent numbers with nats of KL, and the
-# penalty of the GAN takes time in every step.
+# **What was found.** Section 7 says how far each principle gets with the same compute and what a longer training adds, section
+# 6 how small a defect the judges would have seen, section 8 what goes wrong and what the cures cost: free bits pay for active
+# latent numbers with nats of KL, and the penalty of the GAN takes time in every step.
 #
 # **Limits.** Sums and occupancies come from stage one for all generators, the trivial one included: the tests compare images given
 # these. A judge sees more with more jets, hence the floor has the same number. The long training has no spread between
@@ -1584,9 +1579,5 @@ metrics = run.save_metrics(
 # with more compute. The pixels of neighbouring towers are unrelated. What is measured on stand-in jets says how generators
 # compare on the same jets, not how they do on the official files.
 #
-# **References.** T. Karras et al., *EDM*, arXiv:2206.00364. J. Ho et al., *Denoising diffusion*, arXiv:2006.11239. Y. Lipman et al., *Flow
-# matching*, arXiv:2210.02747. C. Lu et al., *DPM-Solver++*, arXiv:2211.01095. I. Tolstikhin et al., *MLP-Mixer*, arXiv:2105.01601. W.
-# Peebles, S. Xie, *DiT*, arXiv:2212.09748. G. Papamakarios et al., *MAF*, arXiv:1705.07057. V. Mikuni, B. Nachman, *CaloScore*,
-# arXiv:2206.11898. O. Amram, K. Pedro, *CaloDiffusion*, arXiv:2308.03876. C. Krause et al., *CaloChallenge*, arXiv:2410.21611. R. Kansal et
-# al., *FPD and KPD*, arXiv:2211.10295. D. Lopez-Paz, M. Oquab, arXiv:1610.06545. T. Kynkäänniemi et al., arXiv:1904.06991. L. Mescheder et
-# al., arXiv:1801.04406. T. Karras et al., arXiv:1710.10196. Y. Burda et al., arXiv:1509.00519. D. Kingma et al., *Free bits*, arXiv:1606.04934.
+# **References** stand where they are used. Besides: J. Ho et al., *Denoising diffusion*, arXiv:2006.11239; V. Mikuni, B. Nachman,
+# *CaloScore*, arXiv:2206.11898; O. Amram, K. Pedro, *CaloDiffusion*, arXiv:2308.03876.
