@@ -100,13 +100,16 @@ class Comparison:
         half = self._half_width(self._samples[arm], arm)
         return value, value - half, value + half
 
-    def entry(self, arm: str) -> dict[str, float]:
-        """`interval` and `spread` as an entry of metrics.json."""
+    def entry(self, arm: str, headline: str | None = None) -> dict:
+        """`interval` and `spread` as an entry of metrics.json; with the headline's lead over it."""
         value, low, high = self.interval(arm)
-        spread = self.spread(arm)
-        return {"value": value, "low": low, "high": high} | (
-            {} if spread is None else {"seed_std": spread}
-        )
+        entry: dict = {"value": value, "low": low, "high": high}
+        if (spread := self.spread(arm)) is not None:
+            entry["seed_std"] = spread
+        if headline not in (None, arm):
+            lead = self.difference(headline, arm)._asdict()
+            entry["lead"] = lead | {"mark": self.mark(headline, arm)}
+        return entry
 
     def difference(self, arm: str, other: str | None = None) -> Difference:
         """``arm`` minus ``other`` (the reference unless given)."""

@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 from numpy.typing import ArrayLike
 
-from e2e_utils.comparison import half_width
+from e2e_utils.comparison import DOWN, EQUAL, UP, half_width
 from e2e_utils.errors import InputError
 from e2e_utils.files import atomic_path
 from e2e_utils.metrics import (
@@ -42,6 +42,17 @@ REGRESSION_METRICS: dict[str, Metric] = {
 # Resampling adds to it the fluctuations that bias it already: its interval is reflected.
 BIASED_UPWARDS = {"expected_calibration_error"}
 
+_LEAD = {  # the headline minus the arm whose entry it is, `Comparison.entry`
+    "type": "object",
+    "properties": {
+        "value": {"type": "number"},
+        "low": {"type": "number"},
+        "high": {"type": "number"},
+        "mark": {"enum": [UP, DOWN, EQUAL]},
+    },
+    "required": ["value", "low", "high", "mark"],
+    "additionalProperties": False,
+}
 _ENTRY = {
     "type": "object",
     "properties": {
@@ -49,6 +60,7 @@ _ENTRY = {
         "low": {"type": "number"},
         "high": {"type": "number"},
         "seed_std": {"type": "number", "minimum": 0},
+        "lead": _LEAD,
     },
     "required": ["value", "low", "high"],
     "additionalProperties": False,

@@ -5,6 +5,7 @@ Standard library only.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 METRIC_NAMES = {
     "roc_auc": "ROC-AUC",
@@ -62,3 +63,11 @@ def format_entry(entry: Mapping[str, float], digits: int | None = None, bold: bo
     if spread > 0 and not float(format(spread, form)):  # too small for these digits: not zero
         form = f".{_digits(spread) - 1}f"
     return f"{text} ± {spread:{form}}"
+
+
+def format_lead(entry: Mapping[str, Any]) -> str:
+    """``+0.0028 [+0.0014, +0.0042] ▲``: what the headline leads an entry by; else a dash."""
+    if (lead := entry.get("lead")) is None:
+        return "–"
+    form = f"+.{digits_of(lead)}f"
+    return f"{lead['value']:{form}} [{lead['low']:{form}}, {lead['high']:{form}}] {lead['mark']}"

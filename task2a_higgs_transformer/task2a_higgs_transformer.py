@@ -1421,19 +1421,19 @@ for name, (arm, network) in saved.items():
     save_weights(run.directory / f"{name.replace('-', '_')}.safetensors", network, about)
 
 
-def described(compared: Comparison, arm: str, labels: dict[str, str]) -> dict:
-    """Results of one arm, with its size, for metrics.json."""
+def described(compared: Comparison, arm: str, first: str, labels: dict[str, str]) -> dict:
+    """Results of one arm, with its size and what the ``first`` arm leads by, for metrics.json."""
     info = {"description": labels[arm], **sizes.get(arm, {})}
-    return {"roc_auc": compared.entry(arm), "info": info}
+    return {"roc_auc": compared.entry(arm, first), "info": info}
 
 
 # %%
 constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
-ours = {arm: described(comparison, arm, LABELS) for arm in LABELS}
+ours = {arm: described(comparison, arm, headline, LABELS) for arm in LABELS}
 others = [arm for arm in ("fine-tuned", "scratch", "frozen") if arm != headline]
 on_rows = {}
 if on_official:
-    on_rows = {arm: described(on_official, arm, OFFICIAL_LABELS) for arm in by_arm}
+    on_rows = {arm: described(on_official, arm, "transfer", OFFICIAL_LABELS) for arm in by_arm}
 metrics = run.save_metrics(
     title="Task 2a: HIGGS with a masked transformer autoencoder",
     data={"source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description}

@@ -1522,7 +1522,8 @@ for kind, jobs in plan.items():
 def described(arm: str) -> dict:
     """Results of one arm on the test set with all labels, with its size, for metrics.json."""
     info = {"description": LABELS[arm], **sizes.get(arm, {})}
-    return {m: results[m, 0, "test"].entry(arm) for m in METRICS} | {"info": info}
+    scores = {m: results[m, 0, "test"].entry(arm, "finetuned") for m in METRICS}
+    return scores | {"info": info}
 
 
 # %%

@@ -1282,7 +1282,7 @@ for arm in NETWORKS:
 def described(arm: str) -> dict:
     """Results of one arm, with its size, for metrics.json."""
     info = {"description": LABELS[arm], **sizes.get(arm, {})}
-    return {"roc_auc": comparison.entry(arm), "info": info}
+    return {"roc_auc": comparison.entry(arm, headline), "info": info}
 
 
 # %%

@@ -1384,7 +1384,8 @@ def described(arm: str) -> dict:
     info = {"description": labels.get(arm, arm)}
     if arm != "trees" and "shapes" not in arm:
         info |= {name: value * (3 if arm == "mixture" else 1) for name, value in size.items()}
-    return {name: results[name, "test"].entry(arm) for name in METRICS} | {"info": info}
+    scores = {name: results[name, "test"].entry(arm, HEADLINE) for name in METRICS}
+    return scores | {"info": info}
 
 
 rivals = ("trees", "shapes, linear", "shapes, one hidden layer", "supervised", "continued")

@@ -1847,7 +1847,7 @@ def slug(name: str) -> str:
 
 def generators(arms: list[str]) -> dict:
     """Cosines of arms, for metrics.json."""
-    return {slug(a): {"rotation_cosine": image.entry(a), "latent_cosine": latent.entry(a),
+    return {slug(a): {"rotation_cosine": image.entry(a, HEADLINE), "latent_cosine": latent.entry(a),
                       "info": {"description": a}} for a in arms}  # fmt: skip
 
 

@@ -64,6 +64,9 @@ def test_correlated_arms_are_paired_and_trainings_widen_the_interval() -> None:
     assert comparison.mark("plain", "close") == "▼"
     assert comparison.mark("spread") == "="  # its mean is as high, its trainings differ
     assert comparison.spread("plain") is None
+    lead = comparison.entry("plain", "close")["lead"]
+    assert lead == comparison.difference("close")._asdict() | {"mark": comparison.mark("close")}
+    assert "lead" not in comparison.entry("plain") | comparison.entry("close", "close")
 
 
 def test_the_table_is_sorted_and_knows_which_direction_is_better() -> None:

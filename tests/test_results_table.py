@@ -8,11 +8,13 @@ from fake_project import TASK, finished_run, make_project, metrics_of
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
+from e2e_utils.evaluation import validate_metrics
 from e2e_utils.files import with_part
 from tools.model_cards import metrics_table, safetensors_header
 from tools.publish import publish
 from tools.results_table import (
     STANDIN_NOTE,
+    baseline_cells,
     best_baseline,
     generated_texts,
     public_result,
@@ -82,6 +84,19 @@ def test_only_the_part_is_replaced() -> None:
     assert with_part(readme, "results", "new", "README.md") == expected
     with pytest.raises(InputError, match=r"README\.md.*markers"):
         with_part(f"{end} {begin}", "results", "", "README.md")
+
+
+def test_the_lead_over_the_best_baseline_is_in_the_table() -> None:
+    metrics = metrics_of("standard")
+    assert baseline_cells(metrics) == ("gradient boosting: 0.780", "–")
+    lead = {"value": 0.02, "low": 0.0153, "high": 0.0247, "mark": "▲"}
+    metrics["baselines"]["gradient_boosting"]["roc_auc"]["lead"] = lead
+    metrics["baselines"]["gradient_boosting"]["info"] = {"description": "trees"}
+    validate_metrics(metrics)
+    assert baseline_cells(metrics) == ("trees: 0.780", "+0.0200 [+0.0153, +0.0247] ▲")
+    assert "| trees: 0.780 | +0.0200 [+0.0153, +0.0247] ▲ |" in results_block({TASK: metrics})
+    metrics["baselines"] = {}
+    assert baseline_cells(metrics) == ("–", "–")
 
 
 def test_all_models_are_in_the_card() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import with_part, write_text
-from e2e_utils.metric_text import format_entry, metric_name
+from e2e_utils.metric_text import digits_of, format_entry, format_lead, metric_name
 from tools.model_cards import model_cards
 from tools.staleness import is_stale
 from tools.wording import STANDIN_NOTE, title
@@ -36,6 +36,7 @@ MOST_OFFICIAL = 4  # rows of one task
 FEW_OFFICIAL = ("common_task1",)  # scored on a hundred official events: last
 INTERVAL_NOTE = (
     "Brackets: 95 % interval; ±: standard deviation between trainings with different seeds. "
+    "▲, ▼, =: better, worse, or not to be told, the spread between trainings included. "
     "Brackets of times: the fastest and the slowest of ten processes."
 )
 
@@ -73,9 +74,14 @@ def best_baseline(metrics: dict) -> tuple[str, dict] | None:
     return max(found, key=lambda item: sign * item[1]["value"])
 
 
-def named(baseline: tuple[str, dict] | None) -> str:
-    """A baseline as a cell of the table."""
-    return f"{baseline[0].replace('_', ' ')}: {format_entry(baseline[1])}" if baseline else "–"
+def baseline_cells(metrics: dict) -> tuple[str, str]:
+    """The best baseline and what the headline leads it by, as cells of the table."""
+    if (found := best_baseline(metrics)) is None:
+        return "–", "–"
+    name, entry = found
+    info = metrics["baselines"][name].get("info", {})
+    name = info.get("description", name.replace("_", " "))
+    return f"{name}: {entry['value']:.{digits_of(entry)}f}", format_lead(entry)
 
 
 def public_result(task: str) -> str:
@@ -133,7 +139,7 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
     if standins:
         lines += ["**On simulated stand-in events**, unless a task is marked official.", ""]
     lines += [
-        "| Task | Result on the test set | Best baseline | Profile | Files |",
+        "| Task | Result on the test set | Best baseline | Difference | Files |",
         "| --- " * 5 + "|",
     ]
     for task, metrics in published.items():
@@ -148,12 +154,12 @@ def results_block(published: dict[str, dict], repository: str | None = None) -> 
         cells = [
             f"[{title(metrics)}]({task}){official}",
             f"{metric_name(metrics['headline'])} {format_entry(entry, bold=True)}",
-            named(best_baseline(metrics)),
-            metrics["profile"],
+            *baseline_cells(metrics),
             " · ".join(files),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", INTERVAL_NOTE]
+    profiles = " and ".join(sorted({metrics["profile"] for metrics in published.values()}))
+    lines += ["", f"Runs of the profile `{profiles}`. {INTERVAL_NOTE}"]
     if standins:
         lines += ["", STANDIN_NOTE]
     if any(STALE in line for line in lines):
