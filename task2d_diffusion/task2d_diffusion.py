@@ -82,27 +82,30 @@ from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
 
 # %%
 from data.loaders import load_jets8
-from e2e_utils import jet_towers, plotting, tower_samples, two_samples
+from e2e_utils import plotting
 from e2e_utils.boosting import fit_trees
 from e2e_utils.checkpoints import computed_once, save_weights
 from e2e_utils.comparison import Comparison
 from e2e_utils.complexity import complexity
 from e2e_utils.distributed import OnePass
 from e2e_utils.fidelity import fpd, kpd
-from e2e_utils.jet_towers import D0, DZ, ECAL, GRID, HCAL, N_CHANNELS, THRESHOLD, TOWER, TRACK
 from e2e_utils.machine import device_name, make_accelerator, pick_device
 from e2e_utils.metrics import roc_auc
 from e2e_utils.notebook import results_frame, show_claims, start_run, update_results
 from e2e_utils.parallel import side_by_side
-from e2e_utils.planted_defects import DEFECTS
 from e2e_utils.seeds import epoch_batches, seed_everything, torch_generator
 from e2e_utils.sparse_images import SparseImages, concatenate
 from e2e_utils.splits import split
-from e2e_utils.tower_codec import EMPTY, EMPTY_WIDTH, HIT, HIT_WIDTH, N_SUMMARY, Codec
-from e2e_utils.tower_copies import CopyTest
-from e2e_utils.tower_pixels import TowerLibrary, shuffled
-from e2e_utils.tower_samples import Sample, joined
 from e2e_utils.training import Training
+from task2d_diffusion import samples as jet_samples
+from task2d_diffusion import towers as jet_towers
+from task2d_diffusion import two_samples
+from task2d_diffusion.codec import EMPTY, EMPTY_WIDTH, HIT, HIT_WIDTH, N_SUMMARY, Codec
+from task2d_diffusion.copies import CopyTest
+from task2d_diffusion.pixels import TowerLibrary, shuffled
+from task2d_diffusion.planted_defects import DEFECTS
+from task2d_diffusion.samples import Sample, joined
+from task2d_diffusion.towers import D0, DZ, ECAL, GRID, HCAL, N_CHANNELS, THRESHOLD, TOWER, TRACK
 
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "quick")  # smoke (tests), quick, standard, full
@@ -177,10 +180,10 @@ CHANNELS = ("track $p_T$", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3"
 n_made = CONFIG.made
 wanted_rows = splits.train[: n_made + n_made // 2]  # real jets that judges learn from, and more
 wanted = {"train": wanted_rows, "validation": splits.validation, "test": splits.test[: 5 * n_made]}
-real = {name: tower_samples.of_images(jets, rows) for name, rows in wanted.items()}
+real = {name: jet_samples.of_images(jets, rows) for name, rows in wanted.items()}
 real["calibration"] = real["validation"].rows(slice(n_made // 10, None))  # no judge stops on them
 if fresh:
-    real["independent"] = tower_samples.of_images(fresh, np.arange(min(len(fresh), 5 * n_made)))
+    real["independent"] = jet_samples.of_images(fresh, np.arange(min(len(fresh), 5 * n_made)))
 print("impossible:", {name: int(s.impossible().any(axis=1).sum()) for name, s in real.items()})
 
 # %% [markdown]
@@ -193,7 +196,7 @@ print("impossible:", {name: int(s.impossible().any(axis=1).sum()) for name, s in
 # a standard normal number *exactly*, whatever $F$: tails become normal, and an atom (one hit; a tower that is one pixel of 255)
 # becomes an interval. The inverse $w=F^{-1}(\Phi(z))$ gives the atom back.
 #
-# **Stage two** (`e2e_utils/tower_codec.py`) has one number $v$ per tower and channel: $-1+0.25\,\epsilon$ for an empty tower,
+# **Stage two** (`task2d_diffusion/codec.py`) has one number $v$ per tower and channel: $-1+0.25\,\epsilon$ for an empty tower,
 # with normal $\epsilon$, and $1+g(z)/3$ for an active one. These are two clouds that do not touch, each with noise of its own, so no network has to make a
 # point mass. $g(z)=z$ up to 1 and $z+(z-1)^2$ above spreads the highest towers, which carry most of the energy.
 #
@@ -892,7 +895,7 @@ def make(name: str, number: int, condition: Tensor, seed: int) -> Sample:
     model, generator = restored(jobs_of(name)[number]), torch_generator(2000 + number, seed)
     v, order = drawn(model, condition, generator)
     v, order, condition = (tensor.float().cpu().numpy() for tensor in (v, order, condition))
-    return tower_samples.of_towers(codec.decode(v, condition, order))
+    return jet_samples.of_towers(codec.decode(v, condition, order))
 
 
 # %%
@@ -1047,7 +1050,7 @@ def aucs_of_grades(kind: str, defect: str) -> dict[float, tuple[float, float, fl
     for grade in CONFIG.grades:
         part = whole.towers(np.arange(len(whole)))
         x = DEFECTS[defect](part.x, np.random.default_rng(0), grade)
-        made = tower_samples.of_towers(part._replace(x=x))
+        made = jet_samples.of_towers(part._replace(x=x))
         scores = {"defect": judge(kind, made, 0, ("calibration",), real)}
         found[grade] = compared(len(real["calibration"]), scores, "defect").interval("defect")
         if found[grade][1] <= 0.5:
@@ -1077,7 +1080,7 @@ pd.DataFrame(frame, index=list(DEFECTS)).replace(np.inf, "none").rename_axis("pl
 # %% [markdown]
 # **Do we copy?** A jet is a copy if it lies much nearer to a training jet than to any jet that was not trained on. For each jet
 # we take $\ln(d_\mathrm{train}/d_\mathrm{new})$, with the nearest of *all* training jets, in four mirrors, and the nearest of
-# validation jets and half of the test jets (`e2e_utils/tower_copies.py`). Of new real jets 2 % lie below the threshold, by
+# validation jets and half of the test jets (`task2d_diffusion/copies.py`). Of new real jets 2 % lie below the threshold, by
 # definition. The control are training jets, mirrored, a tenth of their towers erased, mixed into new ones.
 
 # %%
@@ -1292,9 +1295,9 @@ images = {
     "real jets, pixels permuted": shuffled(real_pixels, 2),
     "real": real_pixels,
 }
-pixels = {name: tower_samples.of_pixels(x) for name, x in images.items()}
+pixels = {name: jet_samples.of_pixels(x) for name, x in images.items()}
 parts = wanted_rows[: n_made // 2], splits.validation, splits.test[:n_pixels]
-stores = [tower_samples.of_pixels(jets.subset(rows)) for rows in parts]
+stores = [jet_samples.of_pixels(jets.subset(rows)) for rows in parts]
 others = dict(zip(("train", "validation", "test"), stores, strict=True))
 
 # %%

@@ -26,11 +26,11 @@ from e2e_utils.errors import InputError
 from e2e_utils.evaluation import evaluate, load_metrics, metric_entry
 from e2e_utils.jet_observables import ratio_of_sums
 from e2e_utils.metrics import accuracy, mean_absolute_error, roc_auc
-from e2e_utils.normal_scores import KNOTS
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import WEIGHTS, list_tasks
 from e2e_utils.sparse_images import SparseImages
+from task2d_diffusion.normal_scores import KNOTS
 from tools.provenance import data_state
 from tools.scoring.classification import predict
 from tools.scoring.super_resolution import generated_observables

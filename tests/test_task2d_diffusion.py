@@ -10,24 +10,25 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from e2e_utils import planted_defects, tower_codec, tower_samples, two_samples
-from e2e_utils.jet_towers import (
-    Towers,
-    impossible_pixels,
-    impossible_towers,
-    to_towers,
-)
 from e2e_utils.metrics import roc_auc
-from e2e_utils.normal_scores import Quantiles, stretched, unstretched
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.seeds import torch_generator
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
-from e2e_utils.tower_codec import N_SUMMARY, Codec
-from e2e_utils.tower_copies import CopyTest
-from e2e_utils.tower_observables import tower_observables
-from e2e_utils.tower_pixels import TowerLibrary, in_images, in_towers, shuffled
+from task2d_diffusion import codec, planted_defects, two_samples
+from task2d_diffusion import samples as jet_samples
+from task2d_diffusion.codec import N_SUMMARY, Codec
+from task2d_diffusion.copies import CopyTest
+from task2d_diffusion.normal_scores import Quantiles, stretched, unstretched
+from task2d_diffusion.observables import tower_observables
+from task2d_diffusion.pixels import TowerLibrary, in_images, in_towers, shuffled
+from task2d_diffusion.towers import (
+    Towers,
+    impossible_pixels,
+    impossible_towers,
+    to_towers,
+)
 from tests.interrupted_training import assert_same_weights, in_two_parts
 
 
@@ -150,7 +151,7 @@ def test_whatever_a_network_says_no_impossible_jet_comes_out(trained) -> None:
 def test_values_are_scaled_to_the_sum_but_fixed_ones_stay() -> None:
     w = np.array([[1.0, 4.0, 2.0, 7.0], [1.0, 4.0, 2.0, 7.0]])
     active = np.array([[True, True, True, False]] * 2)
-    made = tower_codec.rescaled(w, active, w == 1.0, np.array([10.0, 1000.0]))
+    made = codec.rescaled(w, active, w == 1.0, np.array([10.0, 1000.0]))
     assert made[0, :3] == pytest.approx([1, 6, 3])  # 9 / 6 for what is free
     assert made[1, :3] == pytest.approx([1, 40, 20])  # tenfold at most
 
@@ -175,7 +176,7 @@ def test_untrained_denoiser_is_the_posterior_mean_of_single_towers(notebook) -> 
         model.prior.mean.fill_(1.2)
         model.prior.width.fill_(0.4)
     grid = np.linspace(-5, 5, 20_001)
-    density = 0.3 * norm.pdf(grid, 1.2, 0.4) + 0.7 * norm.pdf(grid, -1, tower_codec.EMPTY_WIDTH)
+    density = 0.3 * norm.pdf(grid, 1.2, 0.4) + 0.7 * norm.pdf(grid, -1, codec.EMPTY_WIDTH)
     for level in (0.05, 0.6, 5.0):
         for x in (-1.3, 0.1, 0.9):
             weight = density * norm.pdf(x, grid, level)
@@ -249,7 +250,7 @@ def test_statistics_of_single_towers_are_counted_and_mirrored(notebook) -> None:
     hit = torch.rand(2000, 8, 25, 25, generator=generator) < chance
     v = 1.1 + 0.2 * torch.randn(hit.shape, generator=generator)
     prior = notebook.TowerPrior()
-    prior.count(torch.where(hit, v - tower_codec.EMPTY, 0))
+    prior.count(torch.where(hit, v - codec.EMPTY, 0))
     expected = (chance + chance.flip(0) + chance.flip(1) + chance.flip(0, 1)) / 4
     assert prior.logit.sigmoid()[2].numpy() == pytest.approx(expected.numpy(), abs=0.03)
     assert prior.mean.numpy() == pytest.approx(1.1, abs=0.04)
@@ -515,9 +516,9 @@ def test_separation_and_entry_in_closed_form() -> None:
     assert (entry["value"], entry["low"]) == pytest.approx((2, 2 - 0.98), abs=0.01)
 
 
-def sample(images: SparseImages, table: pd.DataFrame | None = None) -> tower_samples.Sample:
-    found = tower_samples.of_pixels(images)
-    return found if table is None else tower_samples.Sample(images, found.largest, table)
+def sample(images: SparseImages, table: pd.DataFrame | None = None) -> jet_samples.Sample:
+    found = jet_samples.of_pixels(images)
+    return found if table is None else jet_samples.Sample(images, found.largest, table)
 
 
 def test_trees_find_what_is_there_and_nothing_else(notebook) -> None:
@@ -541,10 +542,10 @@ def test_a_judge_scores_real_jets_first_and_jets_that_it_has_not_seen(trained, m
 
     monkeypatch.setattr(trained, "network_judge", network_judge)
     real = {
-        name: tower_samples.of_images(trained.jets, rows)
+        name: jet_samples.of_images(trained.jets, rows)
         for name, rows in trained.splits.__dict__.items()
     }
-    made = tower_samples.of_images(trained.jets, trained.splits.train[:20])
+    made = jet_samples.of_images(trained.jets, trained.splits.train[:20])
     (scores,) = trained.judge("towers", made, 0, ("test",), real)
     assert len(scores) == len(real["test"]) + 8
     assert [len(part) for part in seen] == [20, 4]  # half real each
@@ -567,8 +568,8 @@ def test_the_network_judge_finds_dz_without_a_track(trained, monkeypatch) -> Non
 
 def test_samples_keep_their_jets_together() -> None:
     images, rows = SparseImages.from_dense(toy_jets(6)), np.arange(6)
-    whole = tower_samples.of_images(images, rows)
-    both = tower_samples.joined([whole.rows(slice(2)), whole.rows(np.arange(2, 6))])
+    whole = jet_samples.of_images(images, rows)
+    both = jet_samples.joined([whole.rows(slice(2)), whole.rows(np.arange(2, 6))])
     assert len(both) == 6
     assert torch.equal(both.images.dense(), whole.images.dense())
     pd.testing.assert_frame_equal(both.table, whole.table)

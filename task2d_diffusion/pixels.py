@@ -5,7 +5,9 @@ What this cannot make is a relation between the pixels of neighbouring towers.
 
 import numpy as np
 
-from e2e_utils.jet_towers import (
+from e2e_utils.sparse_images import SparseImages, concatenate
+from task2d_diffusion.samples import Sample
+from task2d_diffusion.towers import (
     COUNTED,
     D0,
     DZ,
@@ -23,8 +25,6 @@ from e2e_utils.jet_towers import (
     to_towers,
     units_of,
 )
-from e2e_utils.sparse_images import SparseImages, concatenate
-from e2e_utils.tower_samples import Sample
 
 
 class TowerLibrary:

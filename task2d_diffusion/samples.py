@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from e2e_utils.jet_towers import Towers, impossible_towers, in_parts, to_towers
 from e2e_utils.sparse_images import SparseImages, concatenate
-from e2e_utils.tower_observables import tower_observables
+from task2d_diffusion.observables import tower_observables
+from task2d_diffusion.towers import Towers, impossible_towers, in_parts, to_towers
 
 
 @dataclass(frozen=True)

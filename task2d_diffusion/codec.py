@@ -6,7 +6,8 @@ towers lie about EMPTY, active ones about HIT, two clouds that do not touch.
 
 import numpy as np
 
-from e2e_utils.jet_towers import (
+from task2d_diffusion.normal_scores import Quantiles, stretched, unstretched
+from task2d_diffusion.towers import (
     COUNTED,
     D0,
     DZ,
@@ -18,7 +19,6 @@ from e2e_utils.jet_towers import (
     ranks,
     units_of,
 )
-from e2e_utils.normal_scores import Quantiles, stretched, unstretched
 
 HIT, EMPTY = 1.0, -1.0  # centres of the two clouds
 HIT_WIDTH, EMPTY_WIDTH = 1 / 3, 0.25

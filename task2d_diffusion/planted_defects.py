@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from e2e_utils.jet_towers import DZ, ECAL, GRID, HCAL, TRACK
+from task2d_diffusion.towers import DZ, ECAL, GRID, HCAL, TRACK
 
 Defect = Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e2e_utils.jet_towers import in_parts, to_towers
 from e2e_utils.sparse_images import SparseImages
-from e2e_utils.two_samples import nearest_distance
+from task2d_diffusion.towers import in_parts, to_towers
+from task2d_diffusion.two_samples import nearest_distance
 
 PROJECTIONS = 256
 
