@@ -30,6 +30,7 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import WEIGHTS, list_tasks
 from e2e_utils.sparse_images import SparseImages
+from task2d_diffusion.normal_scores import KNOTS
 from tools.provenance import data_state
 from tools.scoring.classification import predict
 from tools.scoring.super_resolution import generated_observables
@@ -74,8 +75,13 @@ class Tensors(nn.Module):
 
 
 def codec_2d(task: ModuleType, _: Card) -> nn.Module:
-    knots = task.KNOTS + 1
+    knots = KNOTS + 1
     return Tensors(value=(task.N_CHANNELS, knots), summary=(task.N_SUMMARY, knots))
+
+
+def arm_2d(task: ModuleType, card: Card) -> nn.Module:
+    arm, options = task.ARMS.get(card["arm"], (card["arm"], ()))
+    return task.NETWORKS[arm](**dict(options))
 
 
 def motion_2j(*_: object) -> nn.Module:
@@ -90,7 +96,7 @@ BUILDERS: dict[tuple[str, str], Callable[[ModuleType, Card], nn.Module]] = {
     ("task2c_sparse_vae", "autoencoder*"): vae_2c,
     ("task2c_sparse_vae", "*"): classifier_2c,
     ("task2d_diffusion", "codec*"): codec_2d,
-    ("task2d_diffusion", "*"): lambda task, card: task.NETWORKS[card["arm"]](),
+    ("task2d_diffusion", "*"): arm_2d,
     ("task2e_mass_regression", "density*"): lambda task, _: task.ConditionalDensity(),
     ("task2e_mass_regression", "falling*"): lambda task, _: task.build_model("all"),
     ("task2e_mass_regression", "*"): lambda task, card: task.build_model(card["arm"]),
@@ -214,7 +220,7 @@ def generated_hits(task: str, x: np.ndarray, y: np.ndarray) -> Entry:
 
 def trained_parameters(task: str) -> Entry:
     """Parameters of the diffusion network: 2d's other numbers need thousands of generated jets."""
-    path = WEIGHTS / task / "diffusion_seed0.safetensors"
+    path = WEIGHTS / task / "long_seed0.safetensors"
     network = load_weights(path, load_definitions(task).NETWORKS["diffusion"]())
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return metric_entry(count, count, count)

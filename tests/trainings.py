@@ -82,19 +82,9 @@ def sparse(folder: Path, classes: bool = False) -> Training:
 def generators(folder: Path, arm: str) -> Training:
     notebook = load_definitions("task2d_diffusion")
     inspect.unwrap(test_task2d_diffusion.trained)(notebook, folder)
-    rows, held_out = notebook.splits.train, notebook.splits.validation
-    schedule = notebook.Schedule(2, 8 // launched_processes(), 1e-3)
-
-    def train() -> Weights:
-        seed_everything(0)
-        model = notebook.NETWORKS[arm]()
-        if arm == "gan":
-            notebook.train_gan("a", model, schedule, 0, rows)
-        else:
-            notebook.train("a", arm, model, schedule, 0, rows, held_out)
-        return model.state_dict()
-
-    return notebook, train
+    smoke = notebook.CONFIGS["smoke"]
+    notebook.CONFIG = replace(smoke, rounds=2, passes=2, batch=8 // launched_processes())
+    return notebook, lambda: notebook.train(notebook.Job(arm, 0, 48))[1]
 
 
 def mass(folder: Path) -> Training:
