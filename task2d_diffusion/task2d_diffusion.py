@@ -35,13 +35,15 @@ if root is None:  # a notebook alone: fetch what it needs
 os.chdir(root)
 sys.path.insert(0, str(root))
 
-from IPython.display import display
-
 from e2e_utils.colab import install_missing
 from e2e_utils.notebook import show_results
 
 install_missing()
 show_results("task2d_diffusion")
+
+# %%
+from IPython.display import display
+
 _ = display("Real and generated jets are shown here when the run ends.", display_id="jets")
 
 # %% [markdown]
