@@ -97,7 +97,6 @@ from e2e_utils.notebook import results_frame, show_claims, start_run, update_res
 from e2e_utils.parallel import side_by_side
 from e2e_utils.seeds import epoch_batches, seed_everything, torch_generator
 from e2e_utils.sparse_images import SparseImages, concatenate
-from e2e_utils.splits import split
 from e2e_utils.training import Training
 from task2d_diffusion import samples as jet_samples
 from task2d_diffusion import towers as jet_towers
@@ -161,7 +160,7 @@ print(run.summary())
 
 # %%
 dataset = load_jets8(DATA_SOURCE, PROFILE, path=DATA, labelled=False)
-jets, splits = dataset.unlabelled, split(len(dataset.unlabelled), 0, (0.76, 0.04, 0.20))
+jets, splits = dataset.unlabelled, dataset.unlabelled_splits(validation=0.04)
 fresh = None
 if dataset.source == "standin":
     fresh = load_jets8("standin", PROFILE, fresh=True).images

@@ -30,7 +30,6 @@ from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import open_session
 from e2e_utils.paths import WEIGHTS, list_tasks
 from e2e_utils.sparse_images import SparseImages
-from task2d_diffusion.normal_scores import KNOTS
 from tools.provenance import data_state
 from tools.scoring.classification import predict
 from tools.scoring.super_resolution import generated_observables
@@ -75,6 +74,8 @@ class Tensors(nn.Module):
 
 
 def codec_2d(task: ModuleType, _: Card) -> nn.Module:
+    from task2d_diffusion.normal_scores import KNOTS  # found once the task is loaded
+
     knots = KNOTS + 1
     return Tensors(value=(task.N_CHANNELS, knots), summary=(task.N_SUMMARY, knots))
 
@@ -272,7 +273,12 @@ def test_a_published_number_comes_out_again(task: str, request: pytest.FixtureRe
     expected = reduce(getitem, place, metrics)
     if not isinstance(expected, dict):
         expected = metric_entry(expected, expected, expected)
-    found = measure(task, *(request.getfixturevalue(events) if events else ()))
+    try:
+        found = measure(task, *(request.getfixturevalue(events) if events else ()))
+    except InputError as error:
+        if not is_stale(task):
+            raise
+        pytest.skip(f"published before the script was rewritten: {error}")
     difference = abs(found["value"] - expected["value"])
     allowed = SIGMAS * math.hypot(standard_error(found), standard_error(expected))
     words = f"{found['value']:.4g} instead of {expected['value']:.4g} ± {allowed:.2g}"

@@ -195,6 +195,6 @@ class Jets8Dataset(LoadedDataset):
         """
         return split(self.y, SPLIT_SEED, (0.8 - validation, validation, 0.2))
 
-    def unlabelled_splits(self) -> Splits:
-        """Of the unlabelled jets, for tasks that test on them (2d): 64, 16 and 20 %."""
-        return split(len(self.unlabelled), SPLIT_SEED)
+    def unlabelled_splits(self, validation: float = 0.16) -> Splits:
+        """Of the unlabelled jets, for tasks that test on them (2d); as `splits`."""
+        return split(len(self.unlabelled), SPLIT_SEED, (0.8 - validation, validation, 0.2))
