@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from e2e_utils import training as training_context
 from e2e_utils.machine import make_accelerator
@@ -48,6 +49,7 @@ def recording(draw: Callable, seen: list) -> Callable:
     return drawn
 
 
+@record  # the launcher's summary then ends with the exception of the process that failed first
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     process = make_accelerator().process_index
@@ -75,3 +77,4 @@ def main(folder: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:] or list(TRAININGS))
+    torch.distributed.destroy_process_group()
