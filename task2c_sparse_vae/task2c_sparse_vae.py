@@ -42,13 +42,14 @@ install_missing()
 show_results("task2c_sparse_vae")
 
 # %% [markdown]
-# <!-- after standard -->
-# **The question.** A trigger decides within microseconds, and every multiplication costs silicon or time. Three kinds of
-# sparsity could save some: of the *channels* (pruning), of the *input* (most of a jet image is empty, and a convolution need
-# not visit empty places) and of the *code* (few latent variables active for a jet). We count FLOPs on the network that runs
-# and never scale them with a ratio. The headline is the knee of the pruning curve: the cheapest network that validation jets
-# do not tell from the unpruned one. Pruning is compared with its real rival, a small network of the same shape that was
-# trained from random weights for as long.
+# **What was found.** A trigger decides within microseconds, and every multiplication costs silicon or time. We count FLOPs on
+# the network that runs and never scale them with a ratio. Cut three times, with training in between, the headline network
+# needs five times fewer of them, and against the same training without cuts nothing measurable is lost. Against the *best*
+# unpruned network, which also learned from a teacher, something is: the validation jets that chose the headline are too few to
+# see it. And pruning is not the only way to get there: a small network of the same shape, trained from random weights
+# for as long and by the same teacher, is as good at equal FLOPs. A network that computes only where the jet is starts far
+# cheaper. It beats small dense networks at one size and loses to them at another, and a single jet, which is the case of a
+# trigger, takes it longer. Pre-training helps with a hundred labels, and not measurably with all of them.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -1279,6 +1280,8 @@ def draw_front(axis: plt.Axes, metric: Callable, label: str) -> None:
             for point, place, value in zip(line, x, error.mean(1), strict=True):
                 axis.annotate(f"{point[1]:g}", (place, value), (4, 5), fontsize=8, color=color,
                               textcoords="offset points")  # fmt: skip
+    at = costs[headline]["flops"], np.mean([1 - metric(truth, s) for s in scores[headline]])
+    axis.plot(*at, "*", ms=13, color="black", label="headline")
     on_logarithmic_axes(axis, label)
 
 
@@ -1302,8 +1305,8 @@ axes[1].legend()
 plt.show()
 
 # %% [markdown]
-# **What each step is worth**, ratio by ratio. Networks that are compared with each other in the first three columns have the
-# same FLOPs. The last one sets the sparse network beside the best dense network from scratch that costs *no less* than it
+# **What each step is worth**, ratio by ratio; *pruned* is the iterative, distilled network. Networks that are compared with each
+# other in the first three columns have the same FLOPs. The last one sets the sparse network beside the best dense network from scratch that costs *no less* than it
 # does, chosen on validation jets.
 
 
@@ -1329,11 +1332,12 @@ def written(a: tuple[str, float], b: tuple[str, float] | None) -> str:
 lines = {}
 for ratio in (0.0, *CONFIG.ratios):
     best = ("one-shot, distilled", ratio)
+    cut = ("iterative, distilled", ratio) if ratio else best
     sparse = ("sparse, distilled", ratio)
     lines[ratio] = {
         "distilled − labels only": written(best, ("one-shot", ratio)),
-        "iterative − one-shot": written(("iterative, distilled", ratio), best) if ratio else "",
-        "pruned − from scratch": written(best, ("from scratch, distilled", ratio)),
+        "iterative − one-shot": written(cut, best) if ratio else "",
+        "pruned − from scratch": written(cut, ("from scratch, distilled", ratio)),
         "sparse − dense, no cheaper": written(sparse, rival_of(sparse)),
     }
 display(pd.DataFrame(lines).T.rename_axis("ratio"))
@@ -1381,6 +1385,8 @@ words = {
 # %%
 chosen = {"unpruned": reference, "pruned": headline, "sparse": sparse_reference,
           "sparse_pruned": sparse_knee, "scratch": ("from scratch", 0.0)}  # fmt: skip
+if sparse_knee == sparse_reference:  # every pruned one is too far below it
+    del chosen["sparse_pruned"]
 samples = {"independent": rows_of["independent"]} if fresh else {}
 samples["labelled"] = splits.test
 comparisons = {}
@@ -1448,24 +1454,45 @@ alone, batch = (
     {p: c[key] for p, c in costs.items() if key in c} for key in ("alone", "in a batch")
 )
 sparse_points = [("sparse, distilled", ratio) for ratio in (0.0, *CONFIG.ratios)]
-wins = [p for p in sparse_points if (rival := rival_of(p)) and front.better(p, rival)]
-small = [r for r in CONFIG.ratios if r >= 0.8]
-claims = {  # after standard: add what the discussion asserts then
+rivals = {p: rival for p in sparse_points if (rival := rival_of(p))}
+same_start = headline[0].replace("iterative", "one-shot"), 0.0
+all_labels = [(kind, counts[-1]) for kind in ("dense", "scratch", "longer")]
+small = {(kind, r): ("from scratch, distilled", r)
+         for kind in ("one-shot, distilled", "iterative, distilled") for r in CONFIG.ratios}  # fmt: skip
+claims = {
     "the unpruned network has an AUC of at least 0.955": front.interval(reference)[0] >= 0.955,
-    "the unpruned network is not worse than boosted trees": comparison.mark("unpruned") != "▼",
+    "unpruned and headline are better than boosted trees": comparison.better("unpruned", "trees")
+    and comparison.better("pruned", "trees"),
     "the headline takes at least five times fewer FLOPs": fewer >= 5,
-    "the headline is not worse than the unpruned network": comparison.mark("pruned", "unpruned") != "▼",
-    f"pre-training helps at {counts[0]} labels": learned.better(("dense", counts[0]), ("scratch", counts[0])),
-    "distillation helps at every ratio from 0.8 on": all(
-        front.better(("one-shot, distilled", r), ("one-shot", r)) for r in small),
-    "a sparse network is better than a dense one that costs no less": bool(wins),
+    "without cuts the same training is not measurably better": front.mark(headline, same_start) != "▼",
+    "the first iterative cut with a teacher costs nothing measurable":
+        front.mark(("iterative, distilled", CONFIG.ratios[0]), reference) != "▼",
+    "the best unpruned network is better": comparison.better("unpruned", "pruned"),
+    "a teacher helps the unpruned network": front.better(("one-shot, distilled", 0.0), ("one-shot", 0.0)),
+    "no pruned network beats an equal one from scratch": not any(
+        front.better(one, other) for one, other in small.items()
+    ),
+    "without cuts sites take at least six times fewer FLOPs": costs[sparse_reference]["flops"]
+    <= costs[reference]["flops"] / 6,
+    "at one size sites beat a dense network that costs no less": any(
+        front.better(p, rival) for p, rival in rivals.items()
+    ),
+    "at another they lose": any(front.better(rival, p) for p, rival in rivals.items()),
     "for a single jet sites are slower than the dense network": alone[sparse_reference]
     > alone["one-shot, distilled", 0.0],
-    "in batches pruning shortens the time": batch["one-shot, distilled", small[-1]]
+    "in batches pruning shortens the time": batch["one-shot, distilled", CONFIG.ratios[-1]]
     < batch["one-shot, distilled", 0.0],
+    f"pre-training helps at {counts[0]} labels": learned.better(("dense", counts[0]), ("scratch", counts[0])),
+    "with all labels it does not help measurably": learned.mark(*all_labels[:2]) == "=",
 }  # fmt: skip
+if CONFIG.longer:
+    claims["nor more than the same time from random weights"] = (
+        not learned.better(all_labels[0], all_labels[2])
+    )  # fmt: skip
 if ablation:
-    claims["numbers and maxima help"] = ablation.better("all features, all towers", "sums only")
+    full = "all features, all towers"
+    claims["numbers and maxima do not help measurably"] = ablation.mark("sums only", full) == "="
+    claims["looking at sites alone costs AUC"] = ablation.better(full, "on sites")
 show_claims(claims)
 
 # %%
@@ -1482,7 +1509,7 @@ update_results(table.rename(index=words))
 # ## 9. Weights and metrics
 # The ONNX graphs carry everything: official images (8, 125, 125) go in, towers and network are inside, $P(\mathrm{class\ 1})$
 # comes out. `make score TASK=task2c_sparse_vae DATA=file.h5` runs the headline network on an independent sample without
-# PyTorch; `MODEL=unpruned`, `sparse` and `sparse_pruned` run the others. Sparse networks are exported in masked form: the same
+# PyTorch; `MODEL=unpruned` and `MODEL=sparse` run the others. Sparse networks are exported in masked form: the same
 # numbers, at the dense price.
 
 
@@ -1503,7 +1530,8 @@ class RawInput(nn.Module):
 card = {"profile": PROFILE, "data": dataset.description, "data_source": dataset.source}
 batches = [dataset.images.dense(splits.validation[:n]) for n in (7, 1, 2)]
 batches.append(torch.zeros_like(batches[2]))
-for name in ("pruned", "unpruned", "sparse", "sparse_pruned"):
+exported = [name for name in chosen if name != "scratch"]
+for name in exported:
     arm, group = states[chosen[name]]
     state = max(group, key=lambda one: one.validation)
     network = network_of(arm, state)
@@ -1532,18 +1560,18 @@ metrics = run.save_metrics(
     data={"source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description,
           "unlabelled": len(dataset.unlabelled)} | {part: len(rows) for part, rows in parts}
     | {"independent": len(fresh) if fresh else 0},
-    published=[f"{run.task}.*", "unpruned.*", "sparse.onnx", "sparse_pruned.onnx"],
+    published=[f"{run.task}.*", "unpruned.*", *(f"{n}.onnx" for n in exported if "sparse" in n)],
     seeds=list(CONFIG.seeds),
     headline="roc_auc",
     metrics=evaluate_classifier(y[judges].astype(int), scores[headline], 400)
     | {"roc_auc": comparison.entry("pruned")},
     baselines={"constant": constant} | {name: entry(name) for name in ("trees", "scratch")},
-    arms={name: entry(name) for name in ("unpruned", "sparse", "sparse_pruned")},
+    arms={name: entry(name) for name in exported if name != "pruned"},
     floors={},
     variants={
         "front": [{"family": p[0], "ratio": p[1], **costs[p], **front.entry(p)} for p in points],
         "labels": {f"{kind} {n}": learned.entry((kind, n)) for kind, n in asked},
-        "test_jets": {name: comparisons["labelled"].entry(name) for name in words},
+        "test_jets": {name: comparisons["labelled"].entry(name) for name in (*chosen, "trees")},
         "inputs": {name: ablation.entry(name) for name in ablation.values} if ablation else {},
         "autoencoders": {f"{arm} {seed}": {"nll": one.nll, "kl": one.kl, "probe": one.probe}
                          for (arm, seed), one in pretrained.items()},
@@ -1555,28 +1583,28 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 10. Discussion, limits, references
-# <!-- after standard -->
-# **Pruning or a small network?** Whoever can train again has a choice: prune a large network, or train a small one. A comparison
-# at equal FLOPs has to give both the same passes and the same teacher, and then the advantage of pruning shrinks to what the
-# large network's start is worth. The column *pruned − from scratch* shows at which ratios something is left.
+# **Pruning or a small network?** Whoever can train again has a choice: prune a large network, or train a small one. With the
+# same passes and the same teacher for both, no ratio shows an advantage of pruning, one-shot or iterative, and where most of
+# the channels go the small network is ahead, though not by more than the spread between trainings. What is worth
+# keeping is not the large network's weights but its answers: the teacher helps the unpruned network, and its column is
+# positive at every ratio, if not beyond the spread at the small ones.
 #
-# <!-- after standard -->
-# **Distillation** replaces a label, which is 0 or 1, with a probability, and so tells the small network which jets are hard. The jets
-# without a label join at no cost: here they serve a second time, not as images to be compressed but as questions to a teacher.
+# **The knee** is only as sharp as the jets that choose it. A step of 0.002 in AUC is less than what the validation jets resolve, so
+# the rule went one step too far: the next larger iterative network with a teacher is not measurably worse than the unpruned one. The
+# rule was fixed before, hence the headline stays.
 #
-# <!-- after standard -->
 # **Sparse input** is the other way to save: it leaves out multiplications by zero instead of channels. It saves most at
 # $25\times25$, where a small part of the places are sites, and least at $7\times7$, where nearly all are. Both savings multiply,
-# so the sparse front begins further to the left. FLOPs are not time, however. Looking up neighbours and gathering their
-# features costs memory traffic and many small operations. For one jet at a time, which is the case of a trigger, the network on
-# sites needs kernels made for it; section 5 times it without them.
+# so the sparse front starts further to the left. But the towers that are no sites hold something: section 7 shows what is
+# lost without them, before any pruning. And FLOPs are not time. Looking up neighbours and gathering their features costs
+# memory traffic and many small operations, which only a batch can hide.
 #
-# <!-- after standard -->
 # **Pre-training.** The code of an autoencoder describes everything in the image, and most of that is not what separates the
-# classes. It is expected to help where labels are few; the label curve shows how far.
+# classes. With a hundred labels it is far better than nothing; with all of them a network from random weights that computes
+# for as long is no worse.
 #
 # **Choices.** *Towers with three features* instead of pixels: hundreds of trainings on $125\times125$ pixels do not fit two cores,
-# and numbers and maxima keep what the sum of a tower would lose. *A flattened last map*, because a jet is centred. *The
+# and numbers and maxima were to keep what the sum of a tower loses (section 7: not measurably). *A flattened last map*, because a jet is centred. *The
 # knee at an AUC of 0.002* below the best on validation jets: less cannot be told apart there. *Own pruning code* of
 # forty lines, because the network has one kind of group only, and because it makes the criterion visible.
 #
