@@ -850,6 +850,8 @@ def run_jobs(jobs: list[Job]) -> None:
         return price * job.schedule.passes * (job.count or len(samples[job.sample].splits.train))
 
     jobs = sorted((job for job in jobs if job not in trained), key=cost, reverse=True)
+    if not jobs:
+        return
     done = side_by_side(run_job, [(job, start_of(job)) for job in jobs])
     trained.update(zip(jobs, done, strict=True))
     minutes = sum(history.seconds.sum() for history, _ in done) / 60
@@ -1548,13 +1550,13 @@ metrics = run.save_metrics(
 # symmetries exactly, so none has to be learned. *A mixture* as reconstruction, because the missing object has several
 # places to be, and a mean of them is none. *A small network*, since seven tokens and some hundred thousand simulated events
 # do not pay for a large one on a CPU. *The optimisation*: AdamW with a one-cycle schedule, a moving average of the weights, and
-# rate, passes and dropout by validation. Rates matter more than most choices: with all labels both transformers
-# preferred a much higher rate than with ten thousand in earlier runs, and at the lower one another arm would have won.
+# rate, passes and dropout by validation. Rates matter more than most choices, and the best one for few labels is not the
+# best one for all.
 #
 # **Official rows.** A simulation calibrated on a few thousand rows, which appear in no number of this notebook, is worth more than
-# all the official rows at hand: 24,000 rows alone train no good network, and no good trees either. What the rows add
-# is little and soon memorised, so this last training has to be short. The mean of several networks removes a part of
-# what each has memorised by itself. Published results on the same columns are for orientation only, since their test
+# all the official rows at hand: networks and trees that had nothing else stay behind. What the rows add to a network
+# trained on the simulation is little and soon memorised, so this last training has to be short. The mean of several
+# networks removes a part of what each has memorised by itself. Published results on the same columns are for orientation only, since their test
 # rows are others: a public masked transformer reports 0.824 for a million official training rows, and the deep network
 # of arXiv:1402.4735 0.880 for 10.5 million.
 #
