@@ -893,9 +893,6 @@ if tried:
 def choose(arm: str, jobs: list[Job]) -> None:
     """Adopt the schedule of an arm's best job for its trainings with all labels."""
     chosen[arm, 0] = max(jobs, key=best).schedule
-    frame = pd.DataFrame([vars(job.schedule) | {"validation AUC": best(job)} for job in jobs])
-    frame = frame[["passes", "learning_rate", "dropout", "validation AUC"]].round(4)
-    display(frame.set_axis([arm] * len(jobs)))
 
 
 def candidates(arm: str) -> list[Job]:
@@ -923,6 +920,10 @@ others = [job for key in CONFIG.trainings if key != ("scratch", 0) for job in jo
 run_jobs(finals.get("scratch", [])[-1:] + others)
 if tried:
     choose("scratch", finals["scratch"])
+    jobs = [job for jobs in finals.values() for job in jobs]
+    frame = pd.DataFrame([vars(j.schedule) | {"validation AUC": best(j)} for j in jobs]).round(4)
+    frame.insert(0, "arm", [job.arm for job in jobs])
+    display(frame.drop(columns=["rounds", "batch_size"]).style.hide().format(precision=4))
 run_jobs(jobs_of("scratch"))
 validation = pd.DataFrame({arm: [best(job) for job in jobs_of(arm)] for arm in FINAL}).T
 validation["mean"] = validation.mean(axis=1)
@@ -1102,19 +1103,19 @@ if official:
     display(on_official.table().rename(index=OFFICIAL_LABELS))
 
 # %% [markdown]
-# **Which network is published for official rows?** Validation rows choose among the tuned networks. The ensemble is shown
-# beside them, but is not published: it would need several times the 3 MB of a task, and the task asks for one
-# trained classifier.
+# Validation rows choose the tuned network that is published. The ensemble is scored beside it, but not published: it would
+# need several times the 3 MB of a task, and the task asks for one trained classifier.
 
 # %%
 if official:
     rows = official.splits.validation
-    tuned_jobs = [job for arm in TUNED for job in jobs_of(arm, most, "official")]
-    official_job = max(tuned_jobs, key=best)
-    objects = samples["official"].objects[rows]
-    logits = np.mean([predict(restored(job), objects) for job in tuned_jobs], axis=0)
-    print(f"official validation AUC: {official_job.name} {best(official_job):.4f}, ", end="")
-    print(f"ensemble of {len(tuned_jobs)} {roc_auc(official.y[rows], logits):.4f}")
+    members = [job for arm in TUNED for job in jobs_of(arm, most, "official")]
+    official_job, objects = max(members, key=best), samples["official"].objects[rows]
+    logits = np.mean([predict(restored(job), objects) for job in members], axis=0)
+    print(
+        f"validation AUC of {official_job.arm}, seed {official_job.seed}: {best(official_job):.4f}"
+    )
+    print(f"of the ensemble of {len(members)}: {roc_auc(official.y[rows], logits):.4f}")
 
 # %% [markdown]
 # ### Stand-in events
@@ -1181,9 +1182,10 @@ plt.show()
 
 # %% [markdown]
 # ## 6. What the network uses
-# **Does the autoencoder reconstruct?** One object is hidden completely and drawn from the mixture that the other five predict. Left and
-# middle: the direction of the draw relative to the truth; the dashed line would be a guess. Right: the history of the
-# pre-trainings.
+# **A hidden particle.** One object at a time is taken out of test events. *Another event's*: in its place stands
+# the same object of another event, as if nothing were known of it. *Reconstructed*: the autoencoder draws it from the
+# mixture that the other five predict. Both average $P(\mathrm{signal})$ over several such fillings; the classifier is the
+# headline network as it is.
 
 
 # %%
@@ -1215,29 +1217,8 @@ def reconstructed(o: torch.Tensor, which: int, seed: int, network: nn.Module) ->
 
 
 # %%
+REMOVED, FILLINGS = 4_000, 3  # test events, fillings of each
 autoencoders = [restored(job) for job in pretrainings]
-o = samples["main"].objects[splits.validation[:5000]]
-fig, axes = plt.subplots(1, 3, figsize=(11, 2.9))
-for axis, which in zip(axes, (1, 2), strict=False):
-    off = reconstructed(o, which, 0, autoencoders[0])[:, which, PHI] - o[:, which, PHI]
-    axis.hist(
-        torch.atan2(off.sin(), off.cos()).abs().cpu().numpy(), 30, range=(0, np.pi), density=True
-    )
-    axis.axhline(1 / np.pi, color="grey", ls="--")
-    axis.set(xlabel=r"$|\Delta\varphi|$ to the truth", title=f"{OBJECTS[which]} hidden", yticks=[])
-for job in pretrainings:
-    axes[2].plot(trained[job][0].epoch, trained[job][0].score, "o-", label=f"seed {job.seed}")
-axes[2].set(xlabel="round", ylabel="ln likelihood per feature", title="pre-training")
-axes[2].xaxis.get_major_locator().set_params(integer=True)
-plt.show()
-
-# %% [markdown]
-# **A hidden particle.** One object at a time is taken out of test events. *Another event's*: in its place stands
-# the same object of another event, as if nothing were known of it. *Reconstructed*: the autoencoder draws it from the
-# other five. Both average $P(\mathrm{signal})$ over several such fillings; the classifier is the headline network as it is.
-
-# %%
-REMOVED, FILLINGS = 4_000, 4  # test events, fillings of each
 
 
 def without_object(o: torch.Tensor, which: int, fill: Callable) -> list[np.ndarray]:
@@ -1275,9 +1256,9 @@ rows = [[mean_of(m, s) for s in pair for m in (roc_auc, accuracy)] for pair in l
 display(pd.DataFrame(rows, list(ladder), columns).rename_axis("hidden").round(4))
 
 # %% [markdown]
-# **Attention, bias, masses.** Top left: where the tokens look (rows), averaged over events, heads and layers. Top right: how
-# much the pair bias varies from event to event. Bottom left: the loss of AUC where one mass is exchanged between
-# events and everything else stays. Bottom right: the AUC in bins of $m(bb)$, for events with two tagged jets.
+# **Attention, bias, masses.** From left to right: where the tokens look (rows), averaged over events, heads and layers; how
+# much the pair bias varies from event to event; the loss of AUC where one mass is exchanged between events and
+# everything else stays; the AUC in bins of $m(bb)$, for events with two tagged jets.
 
 
 # %%
@@ -1325,27 +1306,25 @@ tagged = (samples["main"].objects[splits.test][:, 2:, TAG] > 0).sum(1).cpu().num
 edges = np.quantile(m_bb[tagged == 2], np.linspace(0, 1, 9))
 
 # %%
-fig, axes = plt.subplots(2, 2, figsize=(11, 8))
+fig, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
 maps = attention_and_bias(model, o)
 titles = ("attention", "variation of the pair bias")
-for axis, values, title in zip(axes[0], maps, titles, strict=True):
+for axis, values, title in zip(axes, maps, titles, strict=False):
     picture = axis.imshow(values, cmap="viridis")
     axis.set(title=title, xticks=range(7), yticks=range(7), yticklabels=[*PLACES, "event"])
     axis.set_xticklabels([*PLACES, "event"])
     axis.grid(False)
     fig.colorbar(picture, ax=axis, shrink=0.8)
-axes[1, 0].barh(
-    ["".join(PLACES[i] for i in group) for group in top], [loss[group] for group in top]
-)
-axes[1, 0].set(xlabel="loss of AUC", ylabel="group whose mass is exchanged")
+axes[2].barh(["".join(PLACES[i] for i in group) for group in top], [loss[group] for group in top])
+axes[2].set(xlabel="loss of AUC", ylabel="group whose mass is exchanged")
 for arm in (headline, "trees"):
     inside = [(m_bb >= a) & (m_bb < b) & (tagged == 2) for a, b in pairwise(edges)]
     first = np.atleast_2d(scores[arm])[0]
     curve = [Comparison(roc_auc, y_test[i], {arm: first[i]}, arm).interval(arm) for i in inside]
     centres = np.array([m_bb[i].mean() for i in inside])
-    plotting.with_intervals(axes[1, 1], centres, curve, label=LABELS[arm])
-axes[1, 1].set(xlabel="$m(bb)$ [GeV]", ylabel="ROC-AUC in the bin")
-axes[1, 1].legend(fontsize=8)
+    plotting.with_intervals(axes[3], centres, curve, label=LABELS[arm])
+axes[3].set(xlabel="$m(bb)$ [GeV]", ylabel="ROC-AUC in the bin")
+axes[3].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
