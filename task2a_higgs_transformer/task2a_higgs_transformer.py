@@ -145,7 +145,7 @@ def few_labels(*counts: int) -> dict[tuple[str, int], Schedule]:
     """Trainings on few labels; from scratch also four times as long."""
     plan = {}
     for count in counts:
-        short = Schedule({1_000: 20, 10_000: 10}.get(count, 5), 5, 128)
+        short = Schedule({1_000: 20, 10_000: 10}.get(count, 5), 5, 128, dropout=0.3)
         plan |= {("fine-tuned", count): short, ("scratch", count): short}
         plan["scratch, long", count] = replace(short, passes=4 * short.passes, rounds=10)
     return plan
@@ -155,7 +155,8 @@ def on_official_rows(passes: dict[int, int]) -> dict[tuple[str, int], Schedule]:
     """Trainings on official rows; ``passes``: rows -> passes from scratch."""
     plan = {(f"{arm}, tuned", count): Schedule(4, 4, 128, 6e-4) for arm in BOTH for count in passes}
     arms = ("official", "masked")
-    return plan | {(arm, n): Schedule(p, 4, 128) for arm in arms for n, p in passes.items()}
+    alone = {n: Schedule(p, 4, 128, dropout=0.3) for n, p in passes.items()}
+    return plan | {(arm, count): schedule for arm in arms for count, schedule in alone.items()}
 
 
 # %%
@@ -168,26 +169,28 @@ CONFIGS = {
     ),
     "quick": Config(
         seeds=(0, 1), pretraining=Schedule(2, 1, 128), tree_events=5_000,
-        trainings={("fine-tuned", 0): Schedule(4, 2, 128), ("scratch", 0): Schedule(7, 1, 128),
-                   ("frozen", 0): Schedule(1, 1, 128), ("perceptron", 0): Schedule(10, 5)},
-        official={("official", 12_000): Schedule(5)}
-        | {(f"{arm}, tuned", 12_000): Schedule(2, 2, 128, 6e-4) for arm in BOTH},
+        trainings={("fine-tuned", 0): Schedule(4, 2, 128, dropout=0.3), ("scratch", 0): Schedule(7, 7, 128, dropout=0.3),
+                   ("frozen", 0): Schedule(1, 1, 128), ("perceptron", 0): Schedule(5, 5)},
+        official={("official", 8_000): Schedule(6, 3, dropout=0.3)}
+        | {(f"{arm}, tuned", 8_000): Schedule(2, 2, 128, 6e-4) for arm in BOTH},
     ),
     "standard": Config(
-        seeds=(0, 1, 2), pretraining=Schedule(10, 5), tuning=Schedule(8, 4, 128), tree_events=30_000,
+        seeds=(0, 1, 2), pretraining=Schedule(10, 5), tree_events=30_000,
         trainings={("fine-tuned", 0): Schedule(5, 5), ("scratch", 0): Schedule(9, 9),
                    ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
         | few_labels(1_000, 10_000),
         official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), matched=18,
-        transfers=TRANSFERS, ablation=Schedule(6, 3, 128),
+        transfers=TRANSFERS, tuning=Schedule(8, 4, 128, dropout=0.3),
+        ablation=Schedule(6, 3, 128, dropout=0.3),
     ),
     "full": Config(
-        seeds=(0, 1, 2, 3, 4), pretraining=Schedule(20, 5, 2048, 6e-3), tuning=Schedule(20, 5, 128),
+        seeds=(0, 1, 2, 3, 4), pretraining=Schedule(20, 5, 2048, 6e-3),
+        tuning=Schedule(20, 5, 128, dropout=0.3),
         trainings={("fine-tuned", 0): Schedule(20, 10, 1024), ("scratch", 0): Schedule(25, 5, 1024),
                    ("frozen", 0): Schedule(10, 5, 1024), ("perceptron", 0): Schedule(40, 10, 1024)}
         | few_labels(1_000, 10_000, 100_000),
         official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), matched=50,
-        transfers=TRANSFERS, ablation=Schedule(10, 5, 128), ablation_labels=50_000,
+        transfers=TRANSFERS, ablation=Schedule(10, 5, 128, dropout=0.3), ablation_labels=50_000,
     ),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
@@ -885,8 +888,8 @@ if tried:
 
 # %% [markdown]
 # What is best for few labels need not be best for all. So the transformers choose once more, with all labels and the
-# first seed: first the rate, and whether dropout in the encoder helps; then, from scratch, whether twice the passes
-# help. Those cost as much as pre-training and fine-tuning together.
+# first seed: first the rate, and whether as much dropout helps as with few labels; then, from scratch, whether twice the
+# passes help. Those cost as much as pre-training and fine-tuning together.
 
 
 # %%
@@ -896,10 +899,10 @@ def choose(arm: str, jobs: list[Job]) -> None:
 
 
 def candidates(arm: str) -> list[Job]:
-    """Trainings with all labels: the three highest rates (the others are far behind), no dropout."""
+    """Trainings with all labels: the three highest rates (others are far behind), more dropout."""
     schedule = CONFIG.trainings[arm, 0]
     schedules = [replace(schedule, learning_rate=rate) for rate in RATES[2:]]
-    schedules.append(replace(schedules[1], dropout=0.0))
+    schedules.append(replace(schedules[1], dropout=0.3))
     return [Job(arm, 0, CONFIG.seeds[0], schedule) for schedule in schedules]
 
 
@@ -1123,7 +1126,7 @@ if official:
 
 # %%
 LABELS = {
-    "ensemble": "ensemble: mean of all these transformers",
+    "ensemble": "ensemble: all fine-tuned and scratch",
     "fine-tuned": "transformer, pre-trained and fine-tuned",
     "scratch": "transformer from scratch",
     "frozen": "frozen encoder, trained decoder",
