@@ -145,7 +145,7 @@ def few_labels(*counts: int) -> dict[tuple[str, int], Schedule]:
     """Trainings on few labels; from scratch also four times as long."""
     plan = {}
     for count in counts:
-        short = Schedule({1_000: 20, 10_000: 10}.get(count, 5), 5, 128, dropout=0.3)
+        short = Schedule({1_000: 20, 10_000: 10}.get(count, 5), 5, 128)
         plan |= {("fine-tuned", count): short, ("scratch", count): short}
         plan["scratch, long", count] = replace(short, passes=4 * short.passes, rounds=10)
     return plan
@@ -155,8 +155,7 @@ def on_official_rows(passes: dict[int, int]) -> dict[tuple[str, int], Schedule]:
     """Trainings on official rows; ``passes``: rows -> passes from scratch."""
     plan = {(f"{arm}, tuned", count): Schedule(4, 4, 128, 6e-4) for arm in BOTH for count in passes}
     arms = ("official", "masked")
-    alone = {n: Schedule(p, 4, 128, dropout=0.3) for n, p in passes.items()}
-    return plan | {(arm, count): schedule for arm in arms for count, schedule in alone.items()}
+    return plan | {(arm, n): Schedule(p, 4, 128) for arm in arms for n, p in passes.items()}
 
 
 # %%
@@ -169,9 +168,9 @@ CONFIGS = {
     ),
     "quick": Config(
         seeds=(0, 1), pretraining=Schedule(2, 1, 128), tree_events=5_000,
-        trainings={("fine-tuned", 0): Schedule(4, 2, 128, dropout=0.3), ("scratch", 0): Schedule(7, 7, 128, dropout=0.3),
+        trainings={("fine-tuned", 0): Schedule(4, 2, 128), ("scratch", 0): Schedule(7, 7, 128),
                    ("frozen", 0): Schedule(1, 1, 128), ("perceptron", 0): Schedule(5, 5)},
-        official={("official", 8_000): Schedule(6, 3, dropout=0.3)}
+        official={("official", 8_000): Schedule(6, 3)}
         | {(f"{arm}, tuned", 8_000): Schedule(2, 2, 128, 6e-4) for arm in BOTH},
     ),
     "standard": Config(
@@ -180,17 +179,16 @@ CONFIGS = {
                    ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
         | few_labels(1_000, 10_000),
         official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), matched=18,
-        transfers=TRANSFERS, tuning=Schedule(8, 4, 128, dropout=0.3),
-        ablation=Schedule(6, 3, 128, dropout=0.3),
+        transfers=TRANSFERS, tuning=Schedule(8, 4, 128), ablation=Schedule(6, 3, 128),
     ),
     "full": Config(
         seeds=(0, 1, 2, 3, 4), pretraining=Schedule(20, 5, 2048, 6e-3),
-        tuning=Schedule(20, 5, 128, dropout=0.3),
+        tuning=Schedule(20, 5, 128),
         trainings={("fine-tuned", 0): Schedule(20, 10, 1024), ("scratch", 0): Schedule(25, 5, 1024),
                    ("frozen", 0): Schedule(10, 5, 1024), ("perceptron", 0): Schedule(40, 10, 1024)}
         | few_labels(1_000, 10_000, 100_000),
         official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), matched=50,
-        transfers=TRANSFERS, ablation=Schedule(10, 5, 128, dropout=0.3), ablation_labels=50_000,
+        transfers=TRANSFERS, ablation=Schedule(10, 5, 128), ablation_labels=50_000,
     ),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
@@ -888,8 +886,8 @@ if tried:
 
 # %% [markdown]
 # What is best for few labels need not be best for all. So the transformers choose once more, with all labels and the
-# first seed: first the rate, and whether as much dropout helps as with few labels; then, from scratch, whether twice the
-# passes help. Those cost as much as pre-training and fine-tuning together.
+# first seed: first the rate, and whether dropout in the encoder helps; then, from scratch, whether twice the passes with
+# more dropout help. Those cost as much as pre-training and fine-tuning together.
 
 
 # %%
@@ -899,10 +897,10 @@ def choose(arm: str, jobs: list[Job]) -> None:
 
 
 def candidates(arm: str) -> list[Job]:
-    """Trainings with all labels: the three highest rates (others are far behind), more dropout."""
+    """Trainings with all labels: the three highest rates (the others are far behind), no dropout."""
     schedule = CONFIG.trainings[arm, 0]
     schedules = [replace(schedule, learning_rate=rate) for rate in RATES[2:]]
-    schedules.append(replace(schedules[1], dropout=0.3))
+    schedules.append(replace(schedules[1], dropout=0.0))
     return [Job(arm, 0, CONFIG.seeds[0], schedule) for schedule in schedules]
 
 
@@ -912,7 +910,7 @@ for arm, jobs in finals.items():
     choose(arm, jobs)
 if tried:
     rounds = CONFIG.trainings["scratch", 0].rounds
-    longer = replace(chosen["scratch", 0], passes=CONFIG.matched, rounds=rounds)
+    longer = replace(chosen["scratch", 0], passes=CONFIG.matched, rounds=rounds, dropout=0.2)
     finals["scratch"].append(Job("scratch", 0, CONFIG.seeds[0], longer))
 
 # %% [markdown]
