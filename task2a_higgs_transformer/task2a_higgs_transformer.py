@@ -475,8 +475,8 @@ class MassEmbedding(nn.Module):
         self.bias = nn.Linear(pair_width, layers * heads, bias=False)
         self.token, self.groups = nn.Linear(pair_width, width, bias=False), groups
         if groups:
-            layers = nn.Linear(126, 256), nn.SiLU(), nn.Dropout(dropout), nn.Linear(256, width)
-            self.event = nn.Sequential(*layers)
+            inner = nn.Sequential(nn.SiLU(), nn.Dropout(dropout))
+            self.event = nn.Sequential(nn.Linear(126, 256), inner, nn.Linear(256, width))
 
     def forward(self, o: torch.Tensor, tags: torch.Tensor, hidden: torch.Tensor) -> tuple:
         masses, pairs = self.derived(o)
