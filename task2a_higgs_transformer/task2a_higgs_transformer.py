@@ -109,7 +109,8 @@ BOTH = ("scratch", "fine-tuned")  # whose networks go on to official rows
 class Schedule:
     """One training: passes over its events, validations in all, events per step, highest rate.
 
-    ``dropout`` is that of a classifier's encoder.
+    ``dropout`` is that of a classifier's encoder. ``decay`` is the weight decay of the whole
+    training: rate times steps times that of one step.
     """
 
     passes: int
@@ -117,6 +118,7 @@ class Schedule:
     batch_size: int = 256
     learning_rate: float = 4e-3
     dropout: float = 0.1
+    decay: float = 1.0
 
 
 # %%
@@ -153,7 +155,8 @@ def few_labels(*counts: int) -> dict[tuple[str, int], Schedule]:
 
 def on_official_rows(passes: dict[int, int]) -> dict[tuple[str, int], Schedule]:
     """Trainings on official rows; ``passes``: rows -> passes from scratch."""
-    plan = {(f"{arm}, tuned", count): Schedule(4, 4, 128, 6e-4) for arm in BOTH for count in passes}
+    tuned = Schedule(4, 4, 128, 6e-4, decay=0.01)  # what has been learned should not shrink
+    plan = {(f"{arm}, tuned", count): tuned for arm in BOTH for count in passes}
     arms = ("official", "masked")
     return plan | {(arm, n): Schedule(p, 4, 128) for arm in arms for n, p in passes.items()}
 
@@ -171,7 +174,7 @@ CONFIGS = {
         trainings={("fine-tuned", 0): Schedule(4, 2, 128), ("scratch", 0): Schedule(7, 7, 128),
                    ("frozen", 0): Schedule(1, 1, 128), ("perceptron", 0): Schedule(5, 5)},
         official={("official", 8_000): Schedule(6, 3)}
-        | {(f"{arm}, tuned", 8_000): Schedule(2, 2, 128, 6e-4) for arm in BOTH},
+        | {(f"{arm}, tuned", 8_000): Schedule(2, 2, 128, 6e-4, decay=0.01) for arm in BOTH},
     ),
     "standard": Config(
         seeds=(0, 1, 2), pretraining=Schedule(10, 5), tree_events=30_000,
@@ -728,7 +731,8 @@ def classification_quality(network: nn.Module, sample: Sample, rows: np.ndarray)
 
 # %% [markdown]
 # **The loop** is the same for every training: AdamW, a one-cycle schedule (arXiv:1708.07120), batches gathered on the
-# device, and a moving average of the weights for evaluation. After every round the average is scored on validation
+# device, and a moving average of the weights for evaluation. The weight decay is given for a whole training: with a fixed
+# one per step, few steps at a low rate, as with few labels, would have next to none. After every round the average is scored on validation
 # events and the state is saved; an interrupted run continues bit for bit.
 
 # %%
@@ -748,7 +752,14 @@ class Job(NamedTuple):
     @property
     def name(self) -> str:
         passes, rate = f"{self.schedule.passes} passes", self.schedule.learning_rate
-        words = [self.arm, self.count or "all", passes, rate, self.schedule.dropout]
+        words = [
+            self.arm,
+            self.count or "all",
+            passes,
+            rate,
+            self.schedule.dropout,
+            self.schedule.decay,
+        ]
         words += [self.seed, self.sample, *self.options]
         text = " ".join(str(word) for word in words)
         return "".join(c if c.isalnum() or c == "." else "-" for c in text)
@@ -773,10 +784,10 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
     batch_size = min(schedule.batch_size, len(rows) // accelerator.num_processes)
     steps = schedule.rounds * (len(rows) // (batch_size * accelerator.num_processes))
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, schedule.learning_rate, weight_decay=0.01, fused=True)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=steps, pct_start=0.15
-    )
+    rate = schedule.learning_rate
+    decay = schedule.decay / max(rate * steps, 1e-9)  # of one step
+    optimizer = torch.optim.AdamW(learning, rate, weight_decay=decay, fused=True)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
     folder = run.directory / "state" / job.name
     fit = Training(folder, model, optimizer, cycle, accelerator, ema_decay=0.998)
     for number in fit.epochs(schedule.rounds):
@@ -886,7 +897,7 @@ if tried:
 
 # %% [markdown]
 # What is best for few labels need not be best for all. So the transformers choose once more, with all labels and the
-# first seed: first the rate, and whether dropout in the encoder helps; then, from scratch, whether twice the passes with
+# first seed: first the rate, and whether more weight decay helps; then, from scratch, whether twice the passes with
 # more dropout help. Those cost as much as pre-training and fine-tuning together.
 
 
@@ -897,10 +908,10 @@ def choose(arm: str, jobs: list[Job]) -> None:
 
 
 def candidates(arm: str) -> list[Job]:
-    """Trainings with all labels: the three highest rates (the others are far behind), no dropout."""
+    """Trainings with all labels: the three highest rates (the others are far behind), more decay."""
     schedule = CONFIG.trainings[arm, 0]
     schedules = [replace(schedule, learning_rate=rate) for rate in RATES[2:]]
-    schedules.append(replace(schedules[1], dropout=0.0))
+    schedules.append(replace(schedules[1], decay=3.0))
     return [Job(arm, 0, CONFIG.seeds[0], schedule) for schedule in schedules]
 
 
@@ -945,7 +956,7 @@ most = official_counts[-1] if official else 0
 if official and CONFIG.transfers:
     start = f"{headline}, tuned"
     options = {
-        (passes, rate): [job._replace(schedule=Schedule(passes, passes, 128, rate))
+        (passes, rate): [job._replace(schedule=Schedule(passes, passes, 128, rate, decay=0.01))
                          for job in jobs_of(start, most, "official")]
         for passes, rate in CONFIG.transfers
     }  # fmt: skip

@@ -320,8 +320,9 @@ def test_jobs_have_names_of_their_own(notebook, short):
         job._replace(schedule=replace(short, learning_rate=1e-4)),
         job._replace(schedule=replace(short, passes=4)),
         job._replace(schedule=replace(short, dropout=0.0)),
+        job._replace(schedule=replace(short, decay=3.0)),
     ]
-    assert len({job.name, *(other.name for other in others)}) == 8
+    assert len({job.name, *(other.name for other in others)}) == 9
 
 
 def test_profiles_train_in_whole_passes(notebook):
@@ -387,6 +388,20 @@ def test_what_is_trained_is_not_trained_again(notebook, short):
     notebook.trained[job] = "done"
     notebook.run_jobs([job])
     assert notebook.trained == {job: "done"}
+
+
+def test_weight_decay_is_that_of_the_whole_training(notebook, short, monkeypatch):
+    built = []
+
+    class Spy(torch.optim.AdamW):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            built.append(options["weight_decay"])
+
+    monkeypatch.setattr(notebook.torch.optim, "AdamW", Spy)
+    notebook.run_job(notebook.Job("perceptron", 256, 0, replace(short, decay=0.6)), {})
+    steps = short.passes * (256 // short.batch_size)
+    assert built == [pytest.approx(0.6 / (short.learning_rate * steps))]
 
 
 def test_an_ensemble_is_the_mean_of_the_logits(notebook):
