@@ -106,11 +106,12 @@ class Config:
 
 CONFIGS = {
     "smoke": Config(epochs=1, seeds=(0, 1), ema_decay=0.9),
-    "quick": Config(
-        epochs=5,
+    "quick": Config(  # few events are learned by heart: more decay of the weights
+        epochs=6,
         seeds=(0, 1),
-        batch_size=64,
-        learning_rate=5e-3,
+        batch_size=128,
+        learning_rate=1e-2,
+        weight_decay=0.5,
         ema_decay=0.99,
         times=False,
         tree_events=6_000,
@@ -645,8 +646,8 @@ display(pd.DataFrame.from_dict(words, orient="index", columns=["ROC-AUC"]))
 claims = {
     "better than boosted trees": comparison.better(headline),
     "the convolutions add to the measured quantities": comparison.better(headline, "shapes_only"),
-    "a perceptron on these quantities is as good as the trees": (
-        comparison.mark("shapes_only", "boosted_trees") == "="
+    "a perceptron on the measured quantities is better than the trees": (
+        comparison.better("shapes_only", "boosted_trees")
     ),
     "better than the plain ResNet-15": comparison.better(headline, "plain_resnet15"),
     "the headline network does without times": headline == "energy_only",
@@ -755,10 +756,10 @@ metrics = run.save_metrics(
 # **What carries the information.** At this momentum an electron is bent by less than one crystal on its way, so most of
 # what it radiates lands in the same few crystals, and the classes differ in how the energy is shared there and in
 # a faint trail along $\varphi$. Sums, widths, asymmetries, profiles and the central crystals hold nearly all of that; what the
-# convolutions add is real but small. Trees and perceptron get the same quantities and come out equal: once these are
-# measured, the method hardly matters. An untouched photon makes the narrowest shower there is and is the easy case. A
-# converted one is two electrons, and is hard however it is looked at; an electron that did not radiate is as narrow as a
-# photon. No network can be better than this mixture allows.
+# convolutions add is real but small. Trees and perceptron get the same quantities; the perceptron makes a little more of
+# them, but once these are measured, the methods are close. An untouched photon makes the narrowest shower there is and is
+# the easy case. A converted one is two electrons, and is hard however it is looked at; an electron that did not radiate
+# is as narrow as a photon. No network can be better than this mixture allows.
 #
 # **Time.** The simulation draws a crystal's time from the energy and the noise of its hit alone, as both particles arrive
 # together at a fixed momentum. That such times add nothing is therefore a check of the network, not a discovery; whether

@@ -14,18 +14,32 @@ from tests import train_together
 from tests.trainings import TRAININGS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+NETWORK_FAULTS = ("Gloo", "DistNetworkError", "DistStoreError")
+
+
+def launch(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Both processes until they end; a failure's text ends with whose and which came first."""
+    environment = {
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": LOOPBACK,  # whatever the machine's own name resolves to
+    }  # fmt: skip
+    return subprocess.run(
+        [*TORCHRUN, str(Path(train_together.__file__)), str(folder)],
+        env=os.environ | environment, capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes wrote. No notebook needs a flag to train in them, nor to end."""
     folder = tmp_path_factory.mktemp("two")
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [*TORCHRUN, str(Path(train_together.__file__)), str(folder)],
-        env=os.environ | environment, capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-5000:]
+    result = launch(folder)
+    cause = result.stderr.rpartition("Root Cause")[2]
+    if result.returncode and any(fault in cause for fault in NETWORK_FAULTS):  # busy ports
+        folder = tmp_path_factory.mktemp("two")
+        result = launch(folder)
+    assert result.returncode == 0, result.stderr[-8000:]
     return folder
 
 
@@ -45,5 +59,5 @@ def test_the_mean_gradient_of_two_half_batches_is_that_of_the_batch(
     train_together.main(tmp_path, [train_together.EXACT])
     alone, together = (torch.load(path / "exact-0.pt") for path in (tmp_path, folder))
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    moved = max(w.abs().max() for k, w in alone.items() if k.startswith("blocks.0.last.weight"))
+    moved = max(w.abs().max() for k, w in alone.items() if k.startswith("blocks.0.2.weight"))
     assert moved > 1e-3  # begins at zero

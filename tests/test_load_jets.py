@@ -68,8 +68,12 @@ def test_low_resolution_is_padding_and_average_pooling(columns) -> None:
         low_resolution(np.zeros((3, 64, 64)))
 
 
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [(load_quark_gluon, "quark_gluon"), (load_super_resolution, "quark_gluon_superresolution")],
+)
 def test_fresh_stand_ins_are_made_with_a_seed_of_their_own(
-    tmp_path, data_folder, monkeypatch
+    tmp_path, data_folder, monkeypatch, load, name
 ) -> None:
     made = []
     ordinary = inspect.signature(simulation.generate).parameters["seed"].default
@@ -79,9 +83,9 @@ def test_fresh_stand_ins_are_made_with_a_seed_of_their_own(
         return write_parquet(tmp_path / f"{seed}.parquet", jet_columns())
 
     monkeypatch.setattr(simulation, "generate", generate)
-    fresh = load_quark_gluon("standin", "smoke", fresh=True)
-    seen = load_quark_gluon("standin", "smoke")
-    sizes = [dataset("quark_gluon")[key]["smoke"] for key in ("fresh_events", "events")]
+    fresh = load("standin", "smoke", fresh=True)
+    seen = load("standin", "smoke")
+    sizes = [dataset(name)[key]["smoke"] for key in ("fresh_events", "events")]
     folders, seeds = [paths.STANDIN / "fresh", paths.STANDIN], [jets.FRESH_SEED, ordinary]
     assert made == list(zip(sizes, folders, seeds, strict=True))
     assert seeds[0] != seeds[1]

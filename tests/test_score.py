@@ -243,6 +243,29 @@ def test_images_are_scored_by_their_physics(
     assert first["label"].tolist() == [0, 1] * 30
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_judge_of_generators_scores_jets_with_or_without_labels(
+    project: Path,
+    tmp_path: Path,
+    sparse_array: Callable[..., np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+    labelled: bool,
+) -> None:
+    x = np.abs(sparse_array(12, (125, 125, 8)))
+    with h5py.File(tmp_path / "jets.h5", "w") as file:
+        file["jet"] = x
+        if labelled:
+            file["Y"] = (np.arange(12).reshape(-1, 1) % 2).astype(np.float32)
+    example = torch.zeros(2, 8, 125, 125)
+    publish(project, "task2d_diffusion", SigmoidOfMean(), example, kind="generated_or_real")
+    found = score("task2d_diffusion", str(tmp_path / "jets.h5"))
+    expected = 1 / (1 + np.exp(-x.mean((1, 2, 3))))
+    np.testing.assert_allclose(pd.read_csv(found.predictions)["generated"], expected, rtol=1e-5)
+    (entry,) = found.metrics.values()
+    assert entry["value"] == np.mean(expected > 0.5)
+    assert "12 jets scored" in capsys.readouterr().out
+
+
 def test_tables_of_other_columns_than_the_model_takes_are_refused() -> None:
     sample = SimpleNamespace(y=np.zeros(3), low_level=np.zeros((3, 21), np.float32))
     assert next(raw_batches(sample, (21,), "x")).shape == (3, 21)

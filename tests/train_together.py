@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from e2e_utils import training as training_context
 from e2e_utils.machine import make_accelerator
@@ -48,6 +49,7 @@ def recording(draw: Callable, seen: list) -> Callable:
     return drawn
 
 
+@record  # the launcher's summary then ends with the exception of the process that failed first
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     process = make_accelerator().process_index
@@ -57,18 +59,22 @@ def main(folder: Path, names: list[str]) -> None:
         notebook, train = TRAININGS[name](folder / str(number))
         source = "draw" if name.startswith("2j") else "epoch_batches"
         # Notebooks with their own loop draw by themselves, the others through `Training`.
-        place = notebook if hasattr(notebook, source) else training_context
-        original = getattr(place, source)
-        setattr(place, source, recording(original, seen))
+        places = [place for place in (notebook, training_context) if hasattr(place, source)]
+        original = getattr(places[0], source)
+        for place in places:
+            setattr(place, source, recording(original, seen))
         AcceleratorState._reset_state()  # each notebook has its own precision
         weights = train()
-        setattr(place, source, original)
+        for place in places:
+            setattr(place, source, original)
         seconds = time.process_time() - began
         results[name] = {"weights": hash_of(weights), "batches": digest(seen), "seconds": seconds}
         if name == EXACT:
-            torch.save(dict(weights), folder / f"exact-{process}.pt")
+            tensors = {name: torch.as_tensor(weights[name]) for name in weights}
+            torch.save(tensors, folder / f"exact-{process}.pt")
     (folder / f"results-{process}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:] or list(TRAININGS))
+    torch.distributed.destroy_process_group()

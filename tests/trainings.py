@@ -50,20 +50,17 @@ def higgs(folder: Path, arm: str = "scratch") -> Training:
     return notebook, lambda: notebook.run_job(job, {})[1]
 
 
-def super_resolution(folder: Path) -> Training:
+def super_resolution(folder: Path, arm: str = "gan") -> Training:
     jets = test_task2b_superres_gan.toy_jets(32)
-    module = test_task2b_superres_gan
-    notebook = load_definitions("task2b_superres_gan")
-    notebook.dataset, notebook.y = module.ToyDataset(jets), np.arange(32) % 2
-    notebook.splits = module.split(notebook.y, seed=0)
-    notebook.run = SimpleNamespace(directory=folder)
-    config = replace(notebook.CONFIGS["smoke"], batch_size=4, patches=8)
+    notebook = test_task2b_superres_gan.with_toys(folder, jets)
+    notebook.CONFIG = replace(notebook.CONFIG, batch_size=4)
+    job = notebook.Job(arm, 0, 1, 3e-3, 0.1 if arm == "gan" else 0.0)
 
     def train() -> Weights:
         seed_everything(0)
-        model = notebook.Generator(width=16)
-        notebook.train("a", model, np.arange(16), config, 0, 1, 3e-3, 0.1)
-        return model.state_dict()
+        network = notebook.build(arm, 0.2)
+        notebook.train(job, network, np.arange(16))
+        return network.state_dict()
 
     return notebook, train
 
@@ -85,19 +82,9 @@ def sparse(folder: Path, classes: bool = False) -> Training:
 def generators(folder: Path, arm: str) -> Training:
     notebook = load_definitions("task2d_diffusion")
     inspect.unwrap(test_task2d_diffusion.trained)(notebook, folder)
-    rows, held_out = notebook.splits.train, notebook.splits.validation
-    schedule = notebook.Schedule(2, 8 // launched_processes(), 1e-3)
-
-    def train() -> Weights:
-        seed_everything(0)
-        model = notebook.NETWORKS[arm]()
-        if arm == "gan":
-            notebook.train_gan("a", model, schedule, 0, rows)
-        else:
-            notebook.train("a", arm, model, schedule, 0, rows, held_out)
-        return model.state_dict()
-
-    return notebook, train
+    smoke = notebook.CONFIGS["smoke"]
+    notebook.CONFIG = replace(smoke, rounds=2, passes=2, batch=8 // launched_processes())
+    return notebook, lambda: notebook.train(notebook.Job(arm, 0, 48))[1]
 
 
 def mass(folder: Path) -> Training:
@@ -153,7 +140,8 @@ TRAININGS: dict[str, Callable[[Path], Training]] = {
     "common task 1": electron_photon,
     "2a": higgs,
     "2a pre-training": lambda folder: higgs(folder, "pre-training"),
-    "2b": super_resolution,
+    "2b adversarial": super_resolution,
+    "2b flow": lambda folder: super_resolution(folder, "flow"),
     "2c autoencoder": sparse,
     "2c classifier": lambda folder: sparse(folder, classes=True),
     "2d stage one": lambda folder: generators(folder, "totals"),

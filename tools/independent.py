@@ -47,16 +47,25 @@ def _tops(n_events: int, folder: Path, conditions: str = "nominal") -> Sequence[
     return [generate(n_events, folder, SEED, conditions=conditions)]
 
 
+def _jets8(n_events: int, folder: Path) -> Sequence[Path]:
+    from data.loaders.jets8 import simulate_labelled
+
+    return [simulate_labelled(n_events, folder, SEED)]
+
+
 # Task -> its samples: name -> maker of files, from the number of events and their folder.
 SAMPLES: dict[str, dict[str, Callable[[int, Path], Sequence[Path]]]] = {
     "common_task1": {OTHER_SEED: _egamma},
     "task2a_higgs_transformer": {OTHER_SEED: _higgs},
     "task2b_superres_gan": {OTHER_SEED: _jets},
+    "task2c_sparse_vae": {OTHER_SEED: _jets8},
     "task2e_mass_regression": {
         OTHER_SEED: _tops,
         HARSHER: lambda n_events, folder: _tops(n_events, folder, "harsh"),
     },
+    "task2g_ssl_vit": {OTHER_SEED: _jets8},
     "task2h_graph_jets": {OTHER_SEED: _jets},
+    "task2i_foundation": {OTHER_SEED: _jets8},
 }
 
 

@@ -26,6 +26,7 @@ KINDS = {  # of models -> the module that scores them
     CLASSIFICATION: "tools.scoring.classification",
     "regression": "tools.scoring.regression",
     "super_resolution": "tools.scoring.super_resolution",
+    "generated_or_real": "tools.scoring.generated",
 }
 NEEDS = {CLASSIFICATION: "require_both_classes", "regression": "require_masses"}
 SUFFIXES = (".csv", ".parquet")

@@ -114,34 +114,42 @@ def _simulate(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
 
 
 def _simulate_fresh(catalog: dict, profile: str) -> tuple[Sequence[Path], int]:
-    """A labelled file alone: `generate` would make six jets without a label for each."""
+    n_events = catalog["fresh_events"][profile]
+    return [simulate_labelled(n_events, paths.STANDIN / "fresh", FRESH_SEED)], n_events
+
+
+def simulate_labelled(n_events: int, directory: Path, seed: int) -> Path:
+    """A labelled file alone, half of it tops: `generate` makes six jets without a label for each.
+
+    Returns at once when the file is there already. Raises InputError when the disk is too full.
+    """
     from data.simulate import jets8, shards
 
-    n_events = catalog["fresh_events"][profile]
-    file = paths.STANDIN / "fresh" / jets8.file_name("full", n_events)
-    folder = file.with_name(f".jets8_n{n_events}_s{FRESH_SEED}_{jets8.simulation_version()}.part")
+    file = directory / jets8.file_name("full", n_events)
+    if jets8.is_complete(file, n_events, seed):
+        return file
+    folder = file.with_name(f".jets8_n{n_events}_s{seed}_{jets8.simulation_version()}.part")
     jobs, of_class = [], []
     for label in (0, 1):
         n_class = (n_events + 1 - label) // 2
         sizes = [
             min(jets8.SHARD_EVENTS, n_class - k) for k in range(0, n_class, jets8.SHARD_EVENTS)
         ]
-        seeds = np.random.SeedSequence((FRESH_SEED, label)).spawn(len(sizes))
-        jobs += [(size, label == 1, seed) for size, seed in zip(sizes, seeds, strict=True)]
+        seeds = np.random.SeedSequence((seed, label)).spawn(len(sizes))
+        jobs += [(size, label == 1, spawned) for size, spawned in zip(sizes, seeds, strict=True)]
         of_class += [label] * len(sizes)
-    if not jets8.is_complete(file, n_events, FRESH_SEED):
-        with shards.workplace(folder, need_bytes=2 * jets8.JET_BYTES * n_events):
-            parts = shards.produce(
-                jets8.simulate_shard, jobs, folder, weights=[size for size, *_ in jobs],
-                label="tops and QCD jets that no training sees",
-                prepare=lambda: jets8.simulate_shard(1, True, np.random.SeedSequence(0)),
-            )  # fmt: skip
-            halves = tuple(
-                [part for part, label in zip(parts, of_class, strict=True) if label == wanted]
-                for wanted in (0, 1)
-            )
-            jets8.write(file, "full", halves, n_events, FRESH_SEED)
-    return [file], n_events
+    with shards.workplace(folder, need_bytes=2 * jets8.JET_BYTES * n_events):
+        parts = shards.produce(
+            jets8.simulate_shard, jobs, folder, weights=[size for size, *_ in jobs],
+            label="tops and QCD jets with a label",
+            prepare=lambda: jets8.simulate_shard(1, True, np.random.SeedSequence(0)),
+        )  # fmt: skip
+        halves = tuple(
+            [part for part, label in zip(parts, of_class, strict=True) if label == wanted]
+            for wanted in (0, 1)
+        )
+        jets8.write(file, "full", halves, n_events, seed)
+    return file
 
 
 def _keys(file: Path) -> Keys:
@@ -187,6 +195,6 @@ class Jets8Dataset(LoadedDataset):
         """
         return split(self.y, SPLIT_SEED, (0.8 - validation, validation, 0.2))
 
-    def unlabelled_splits(self) -> Splits:
-        """Of the unlabelled jets, for tasks that test on them (2d): 64, 16 and 20 %."""
-        return split(len(self.unlabelled), SPLIT_SEED)
+    def unlabelled_splits(self, validation: float = 0.16) -> Splits:
+        """Of the unlabelled jets, for tasks that test on them (2d); as `splits`."""
+        return split(len(self.unlabelled), SPLIT_SEED, (0.8 - validation, validation, 0.2))

@@ -63,6 +63,14 @@ def _with_fresh(load: Callable[..., LoadedDataset], source: str, profile: str) -
     return f"{jets.description}; {load(source, profile, fresh=True).description}"
 
 
+def _prepare_unlabelled(source: str, profile: str) -> str:
+    """The jets without labels and, where they are stand-ins, those that no training has seen."""
+    jets = load_jets8(source, profile, labelled=False)
+    if jets.source != "standin":
+        return jets.description
+    return f"{jets.description}; {load_jets8('standin', profile, fresh=True).description}"
+
+
 def _prepare_foundation(source: str, profile: str) -> str:
     """The jets of task 2g, and some thousand of those that the encoder is transferred to."""
     few = "smoke" if profile == "smoke" else "quick"
@@ -90,9 +98,7 @@ PREPARATIONS: dict[str, Callable[[str, str], str]] = {
         load_super_resolution(source, profile).description
     ),
     "task2c_sparse_vae": partial(_with_fresh, load_jets8),
-    "task2d_diffusion": lambda source, profile: (
-        load_jets8(source, profile, labelled=False).description
-    ),
+    "task2d_diffusion": _prepare_unlabelled,
     "task2e_mass_regression": _prepare_top_mass,
     "task2f_cmssw_inference": _prepare_cmssw_inference,
     "task2g_ssl_vit": partial(_with_fresh, load_jets8),

@@ -1,0 +1,119 @@
+"""Pixels for jets in towers, from patterns of real towers.
+
+What this cannot make is a relation between the pixels of neighbouring towers.
+"""
+
+import numpy as np
+
+from e2e_utils.sparse_images import SparseImages, concatenate
+from task2d_diffusion.samples import Sample
+from task2d_diffusion.towers import (
+    COUNTED,
+    D0,
+    DZ,
+    GRID,
+    HCAL,
+    N_CHANNELS,
+    PIXELS,
+    THRESHOLD,
+    TOP,
+    TOWER,
+    TRACK,
+    Towers,
+    in_parts,
+    ranks,
+    to_towers,
+    units_of,
+)
+
+
+class TowerLibrary:
+    """Patterns (m, 25) of real towers in units of a hit, by channel; those with the largest pixel
+    of their channel apart.
+
+    The tower with the pixel of 255 gets a pattern that had one, HCAL towers are even, dz and d0 lie
+    on pixels that have a track: nothing impossible comes out.
+    """
+
+    def __init__(self, images: SparseImages, rows: np.ndarray) -> None:
+        kept = {(c, lead): [] for c in range(N_CHANNELS) for lead in (False, True)}
+        for part in in_parts(rows, 50):
+            x = images.dense(part).numpy() / units_of(to_towers(images, part).largest)
+            x = in_towers(x).reshape(-1, N_CHANNELS, GRID**2, TOWER**2)  # (n, 8, 625, 25)
+            top = x.max((2, 3), keepdims=True)
+            for (c, lead), found in kept.items():
+                has_top = (x[:, c] >= 0.9999 * top[:, c]).any(2)
+                found.append(x[:, c][(x[:, c].sum(2) > THRESHOLD) & (has_top == lead)])
+        self.patterns = {key: self.ordered(np.concatenate(found)) for key, found in kept.items()}
+
+    @staticmethod
+    def ordered(patterns: np.ndarray) -> np.ndarray:
+        return patterns[np.argsort(patterns.sum(1), kind="stable")]
+
+    def near(
+        self, c: int, lead: bool, wanted: np.ndarray, rng: np.random.Generator, among: int = 10
+    ) -> np.ndarray:
+        """A pattern (m, 25) for each sum (m,); a single pixel where the library has none."""
+        patterns = self.patterns[c, lead]
+        if not len(patterns):
+            return np.eye(TOWER**2)[rng.integers(TOWER**2, size=len(wanted))] * wanted[:, None]
+        sums = patterns.sum(1)
+        low, high = np.searchsorted(sums, wanted * 0.9999), np.searchsorted(sums, wanted * 1.0001)
+        start = np.where(high - low >= among, low, low - among // 2)
+        place = start + (rng.random(len(wanted)) * np.maximum(high - low, among)).astype(int)
+        return patterns[place.clip(0, len(patterns) - 1)]
+
+    def pixels(self, part: Towers, rng: np.random.Generator) -> np.ndarray:
+        """Towers (n, 8, 25, 25) -> images (n, 8, 125, 125)."""
+        w = (part.x / units_of(part.largest)).reshape(len(part.x), N_CHANNELS, -1)  # (n, 8, 625)
+        out = np.zeros((*w.shape, TOWER**2), np.float32)
+        for c in range(N_CHANNELS):
+            limit = np.full(len(w), TOP) if c not in COUNTED else part.largest[:, c - COUNTED[0]]
+            first = (ranks(w[:, c]) == 0) & (w[:, c] > 0)
+            for lead, chosen in ((True, first), (False, (w[:, c] > 0) & ~first)):
+                pattern = self.near(c, lead, w[:, c][chosen], rng)
+                if c in (DZ, D0):
+                    pattern = on_tracks(pattern, out[:, TRACK][chosen], rng)
+                if c == HCAL:
+                    pattern = np.ones_like(pattern) * w[:, c][chosen][:, None] / TOWER**2
+                most = limit[np.nonzero(chosen)[0]]
+                if not lead and c not in COUNTED:
+                    pattern = pattern * (w[:, c][chosen] / pattern.sum(1))[:, None]
+                pattern = np.minimum(pattern, most[:, None])
+                if lead:  # its largest pixel is that of the image
+                    pattern[np.arange(len(pattern)), pattern.argmax(1)] = most
+                out[:, c][chosen] = pattern
+        return in_images(out) * units_of(part.largest)
+
+    def rendered(self, sample: Sample, seed: int) -> SparseImages:
+        """Pixel images of the jets of a sample."""
+        rng, parts = np.random.default_rng(seed), in_parts(np.arange(len(sample)), 100)
+        made = (self.pixels(sample.towers(rows), rng) for rows in parts)
+        return concatenate([SparseImages.from_dense(x) for x in made])
+
+
+def on_tracks(pattern: np.ndarray, track: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Values of patterns (m, 25), the highest first, on random pixels with a track (m, 25)."""
+    rank = ranks(np.where(track > 0, 1 + rng.random(track.shape), 0))
+    return np.take_along_axis(-np.sort(-pattern, 1), rank, 1) * (track > 0)
+
+
+def in_towers(x: np.ndarray) -> np.ndarray:
+    """Images (n, 8, 125, 125) -> pixels of each tower (n, 8, 25, 25, 25)."""
+    x = x.reshape(-1, N_CHANNELS, GRID, TOWER, GRID, TOWER).transpose(0, 1, 2, 4, 3, 5)
+    return x.reshape(-1, N_CHANNELS, GRID, GRID, TOWER**2)
+
+
+def in_images(x: np.ndarray) -> np.ndarray:
+    """The inverse of `in_towers`."""
+    x = x.reshape(-1, N_CHANNELS, GRID, GRID, TOWER, TOWER).transpose(0, 1, 2, 4, 3, 5)
+    return x.reshape(-1, N_CHANNELS, PIXELS, PIXELS)
+
+
+def shuffled(images: SparseImages, seed: int) -> SparseImages:
+    """The pixels of each tower permuted: what a judge on pixels must find."""
+    rng, parts = np.random.default_rng(seed), []
+    for rows in in_parts(np.arange(len(images)), 100):
+        x = rng.permuted(in_towers(images.dense(rows).numpy()), axis=4)
+        parts.append(SparseImages.from_dense(in_images(x)))
+    return concatenate(parts)
