@@ -42,14 +42,15 @@ install_missing()
 show_results("task2a_higgs_transformer")
 
 # %% [markdown]
-# **What was found.** On official rows, which stand first in the table, networks that were trained on simulated events
-# only are far better than networks trained on all the official rows at hand, and better than boosted trees of either
-# training. What separates the classes is which objects come from one heavy particle: the masses of pairs and larger groups
-# carry it, the neutrino included, if the jets stand in the order of their $b$-tags. Trees, perceptron and transformer get
-# the same quantities; the transformer is the best of them. Masked pre-training does not pay here. With all labels its
-# computing time is better spent on the labels, and with few labels a short training from scratch is at least as good. The literal
-# task, a decoder on the latent space of the frozen encoder, works, but stays behind. A few passes over official rows make
-# the networks of the stand-ins slightly better there.
+# <!-- after standard -->
+# **What was found.** The strongest result is on official rows that no training and no calibration has seen; they stand
+# first in the table. Networks trained on simulated events only are far better there than networks or boosted trees
+# trained on all the official rows at hand. A short training on these rows makes them better still, and the mean of
+# several such networks is the best of all. For orientation: a public masked transformer reports 0.824, trained on a million
+# official rows. What separates the classes is which objects come from one heavy particle. The masses of pairs and larger
+# groups say it, the neutrino included, if the jets stand in the order of their $b$-tags. Trees, perceptron and transformer get
+# the same quantities; the transformer is the best of them. Masked pre-training does not beat the same computing time
+# spent on the labels. The literal task, a decoder on the latent space of the frozen encoder, works, but stays behind.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -101,16 +102,23 @@ DATA = os.environ.get("DATA") or None  # another file in the format of HIGGS.csv
 
 # %%
 FINAL = ("fine-tuned", "scratch", "frozen", "perceptron")  # arms of networks
+BOTH = ("scratch", "fine-tuned")  # whose networks go on to official rows
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One training: passes over its events, validations in all, events per step, highest rate."""
+    """One training: passes over its events, validations in all, events per step, highest rate.
+
+    ``dropout`` is that of a classifier's encoder. ``decay`` is the weight decay of the whole
+    training: rate times steps times that of one step.
+    """
 
     passes: int
     rounds: int = 1
     batch_size: int = 256
     learning_rate: float = 4e-3
+    dropout: float = 0.1
+    decay: float = 1.0
 
 
 # %%
@@ -122,6 +130,8 @@ class Config:
     pretraining: Schedule
     trainings: dict[tuple[str, int], Schedule]
     official: dict[tuple[str, int], Schedule]  # trainings on official rows
+    matched: int = 0  # passes from scratch that cost as much as pre-training and fine-tuning
+    transfers: tuple[tuple[int, float], ...] = ()  # passes and rates tried on official rows
     tuning: Schedule | None = None  # of each rate that is tried
     tuning_labels: int = 10_000
     ablation: Schedule | None = None
@@ -130,19 +140,23 @@ class Config:
 
 
 # %%
-def few_labels(matched: dict[int, int]) -> dict[tuple[str, int], Schedule]:
-    """Trainings on few labels; ``matched``: labels -> passes that cost as much as a pre-training."""
+TRANSFERS = tuple((passes, rate) for passes in (2, 4, 8) for rate in (3e-4, 1e-3))
+
+
+def few_labels(*counts: int) -> dict[tuple[str, int], Schedule]:
+    """Trainings on few labels; from scratch also four times as long."""
     plan = {}
-    for count, passes in matched.items():
+    for count in counts:
         short = Schedule({1_000: 20, 10_000: 10}.get(count, 5), 5, 128)
-        plan |= {("fine-tuned", count): short, ("scratch, short", count): short}
-        plan["scratch", count] = replace(short, passes=passes, rounds=10, batch_size=256)
+        plan |= {("fine-tuned", count): short, ("scratch", count): short}
+        plan["scratch, long", count] = replace(short, passes=4 * short.passes, rounds=10)
     return plan
 
 
 def on_official_rows(passes: dict[int, int]) -> dict[tuple[str, int], Schedule]:
     """Trainings on official rows; ``passes``: rows -> passes from scratch."""
-    plan = {("transfer", count): Schedule(6, 3, 128, 6e-4) for count in passes}
+    tuned = Schedule(4, 4, 128, 6e-4, decay=0.01)  # what has been learned should not shrink
+    plan = {(f"{arm}, tuned", count): tuned for arm in BOTH for count in passes}
     arms = ("official", "masked")
     return plan | {(arm, n): Schedule(p, 4, 128) for arm in arms for n, p in passes.items()}
 
@@ -151,31 +165,33 @@ def on_official_rows(passes: dict[int, int]) -> dict[tuple[str, int], Schedule]:
 CONFIGS = {
     "smoke": Config(
         seeds=(0, 1), pretraining=Schedule(1, 1, 128), tuning=Schedule(1, 1, 64), tuning_labels=200,
-        trainings={(arm, 0): Schedule(3 if arm == "scratch" else 1) for arm in FINAL}
-        | {(arm, 200): Schedule(2, 2, 64) for arm in ("fine-tuned", "scratch", "scratch, short")},
-        official={(arm, 300): Schedule(1, 1, 64) for arm in ("official", "masked", "transfer")},
+        trainings={(arm, 0): Schedule(1) for arm in FINAL} | few_labels(200),
+        official=on_official_rows({300: 4}), matched=3, transfers=((1, 3e-4), (2, 3e-4)),
         ablation=Schedule(1, 1, 64), ablation_labels=200, tree_events=500,
     ),
     "quick": Config(
         seeds=(0, 1), pretraining=Schedule(2, 1, 128), tree_events=5_000,
-        trainings={("fine-tuned", 0): Schedule(4, 2, 128), ("scratch", 0): Schedule(7, 1, 128),
-                   ("frozen", 0): Schedule(1, 1, 128), ("perceptron", 0): Schedule(10, 5)},
-        official={("official", 24_000): Schedule(5), ("transfer", 24_000): Schedule(4, 2, 128, 1e-3)},
+        trainings={("fine-tuned", 0): Schedule(4, 2, 128), ("scratch", 0): Schedule(7, 7, 128),
+                   ("frozen", 0): Schedule(1, 1, 128), ("perceptron", 0): Schedule(5, 5)},
+        official={("official", 8_000): Schedule(6, 3)}
+        | {(f"{arm}, tuned", 8_000): Schedule(2, 2, 128, 6e-4, decay=0.01) for arm in BOTH},
     ),
     "standard": Config(
-        seeds=(0, 1, 2), pretraining=Schedule(3, 3), tuning=Schedule(8, 4, 128), tree_events=30_000,
+        seeds=(0, 1, 2), pretraining=Schedule(10, 5), tree_events=30_000,
         trainings={("fine-tuned", 0): Schedule(5, 5), ("scratch", 0): Schedule(9, 9),
                    ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
-        | few_labels({1_000: 980, 10_000: 110}),
-        official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), ablation=Schedule(6, 3, 128),
+        | few_labels(1_000, 10_000),
+        official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), matched=18,
+        transfers=TRANSFERS, tuning=Schedule(8, 4, 128), ablation=Schedule(6, 3, 128),
     ),
     "full": Config(
-        seeds=(0, 1, 2, 3, 4), pretraining=Schedule(20, 5, 2048, 6e-3), tuning=Schedule(20, 5, 128),
-        trainings={("fine-tuned", 0): Schedule(20, 10, 1024), ("scratch", 0): Schedule(50, 10, 1024),
+        seeds=(0, 1, 2, 3, 4), pretraining=Schedule(20, 5, 2048, 6e-3),
+        tuning=Schedule(20, 5, 128),
+        trainings={("fine-tuned", 0): Schedule(20, 10, 1024), ("scratch", 0): Schedule(25, 5, 1024),
                    ("frozen", 0): Schedule(10, 5, 1024), ("perceptron", 0): Schedule(40, 10, 1024)}
-        | few_labels({1_000: 24_000, 10_000: 2_400, 100_000: 250}),
-        official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}),
-        ablation=Schedule(10, 5, 128), ablation_labels=50_000,
+        | few_labels(1_000, 10_000, 100_000),
+        official=on_official_rows({1_500: 32, 6_000: 16, 24_000: 12}), matched=50,
+        transfers=TRANSFERS, ablation=Schedule(10, 5, 128), ablation_labels=50_000,
     ),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
@@ -392,7 +408,7 @@ plt.show()
 # of its objects is: otherwise it would give the hidden value away. With the lepton, the neutrino's direction is hidden too.
 #
 # **Encoder.** Pre-norm transformer layers of width 64. Seven tokens are one small matrix, so the attention is written
-# out: products, softmax, products.
+# out: products, softmax, products. Some hundred thousand events are soon known one by one, hence the dropout.
 
 # %%
 ENDS = one_hot(torch.tensor([FIRST, SECOND]), 7).float()  # (2, 15, 7): the two objects of a pair
@@ -426,20 +442,20 @@ def derived_values(o: torch.Tensor, neutrino: bool = True) -> tuple[torch.Tensor
 class Block(nn.Module):
     """Pre-norm transformer layer with a bias on the attention: (B, T, D), (B, H, T, T) -> (B, T, D)."""
 
-    def __init__(self, width: int, heads: int, expansion: int = 2) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, expansion: int = 2) -> None:
         super().__init__()
         self.heads, self.scale, self.attention = heads, (width // heads) ** -0.5, nn.Softmax(-1)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up = nn.Linear(width, expansion * width)
-        self.down = nn.Linear(expansion * width, width)
+        self.down, self.drop = nn.Linear(expansion * width, width), nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | float = 0.0) -> torch.Tensor:
         qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (B, T, 3, H, D / H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D / H) each
         attention = self.attention(q @ k.transpose(-1, -2) * self.scale + bias)  # (B, H, T, T)
-        x = x + self.out((attention @ v).transpose(1, 2).flatten(2))  # -> (B, T, D)
-        return x + self.down(silu(self.up(self.norm2(x))))
+        x = x + self.drop(self.out((attention @ v).transpose(1, 2).flatten(2)))  # -> (B, T, D)
+        return x + self.drop(self.down(silu(self.up(self.norm2(x)))))
 
 
 # %%
@@ -453,32 +469,29 @@ class MassEmbedding(nn.Module):
     """What masses tell: vectors for the tokens (B, 7, width), a bias (B, H, 7, 7) for every layer."""
 
     def __init__(
-        self, width: int, heads: int, layers: int, pairs: bool = True, groups: bool = True,
+        self, width: int, heads: int, layers: int, dropout: float, groups: bool = True,
         neutrino: bool = True, pair_width: int = 32,
     ) -> None:  # fmt: skip
         super().__init__()
         self.derived, self.shape = partial(derived_values, neutrino=neutrino), (layers, heads, 7, 7)
-        self.pairs, self.groups = pairs, groups
-        if pairs:
-            self.pair_in, self.pair_norm = per_object(15, 4, pair_width), nn.LayerNorm(pair_width)
-            self.bias = nn.Linear(pair_width, layers * heads, bias=False)
-            self.token = nn.Linear(pair_width, width, bias=False)
+        self.pair_in, self.pair_norm = per_object(15, 4, pair_width), nn.LayerNorm(pair_width)
+        self.bias = nn.Linear(pair_width, layers * heads, bias=False)
+        self.token, self.groups = nn.Linear(pair_width, width, bias=False), groups
         if groups:
-            self.event = nn.Sequential(nn.Linear(126, 256), nn.SiLU(), nn.Linear(256, width))
+            inner = nn.Sequential(nn.SiLU(), nn.Dropout(dropout))
+            self.event = nn.Sequential(nn.Linear(126, 256), inner, nn.Linear(256, width))
 
     def forward(self, o: torch.Tensor, tags: torch.Tensor, hidden: torch.Tensor) -> tuple:
         masses, pairs = self.derived(o)
         lost = hidden[..., :TAG].any(-1)  # (B, 6) objects whose momentum is not known
         lost = torch.stack([lost[:, 0], lost[:, :2].any(1), *lost[:, 2:].unbind(1)], 1).to(masses)
         lost = lost @ MEMBERS.to(masses) > 0.5  # (B, 57)
-        vectors, bias = 0.0, [0.0] * self.shape[0]
-        if self.pairs:
-            pairs = torch.cat([pairs, torch.ones_like(pairs[..., :1])], -1)
-            pairs = pairs.masked_fill(lost[:, :15, None], 0.0)  # (B, 15, 4)
-            z = silu(self.pair_norm(torch.einsum("bpf,pfd->bpd", pairs, self.pair_in)))
-            vectors = TOUCHES.to(z) @ self.token(z)  # (7, 15) @ (B, 15, D) -> (B, 7, D)
-            flat = self.bias(z).transpose(1, 2) @ SCATTER.to(z)  # (B, L * H, 49)
-            bias = flat.view(-1, *self.shape).unbind(1)
+        pairs = torch.cat([pairs, torch.ones_like(pairs[..., :1])], -1)
+        pairs = pairs.masked_fill(lost[:, :15, None], 0.0)  # (B, 15, 4)
+        z = silu(self.pair_norm(torch.einsum("bpf,pfd->bpd", pairs, self.pair_in)))
+        vectors = TOUCHES.to(z) @ self.token(z)  # (7, 15) @ (B, 15, D) -> (B, 7, D)
+        flat = self.bias(z).transpose(1, 2) @ SCATTER.to(z)  # (B, L * H, 49)
+        bias = flat.view(-1, *self.shape).unbind(1)
         if self.groups:
             known = torch.cat([masses.masked_fill(lost, 0.0), (~lost).to(masses), tags], 1)
             vectors = vectors + pad(self.event(known).unsqueeze(1), (0, 0, 6, 0))  # the last token
@@ -490,14 +503,15 @@ class ObjectEncoder(nn.Module):
     """Objects (B, 6, 4), hidden features (B, 6, 4) or None -> latent space (B, 7, width)."""
 
     def __init__(
-        self, width: int = 64, heads: int = 4, layers: int = 3, sort: bool = True, **masses: bool
-    ) -> None:
+        self, width: int = 64, heads: int = 4, layers: int = 3, dropout: float = 0.0,
+        sort: bool = True, **masses: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.width, self.heads, self.layers, self.sort = width, heads, layers, sort
         self.embed, self.unknown = per_object(6, 7, width), per_object(6, 4, width)
         self.position = nn.Parameter(torch.randn(7, width))  # which object it is
-        self.masses = MassEmbedding(width, heads, layers, **masses)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.masses = MassEmbedding(width, heads, layers, dropout, **masses)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def tokens_and_bias(self, o: torch.Tensor, hidden: torch.Tensor | None = None) -> tuple:
@@ -613,13 +627,15 @@ class Perceptron(nn.Module):
 
 
 # %%
-def build(arm: str, **options: object) -> nn.Module:
+def build(arm: str, dropout: float = 0.0, **options: object) -> nn.Module:
     """A fresh network of an arm; seed the generators first."""
     if arm == "pre-training":
         return MaskedAutoencoder(**options)
     if arm == "perceptron":
         return Perceptron()
-    return HiggsClassifier(frozen=arm == "frozen", **options)
+    if arm == "frozen":
+        return HiggsClassifier(frozen=True, **options)
+    return HiggsClassifier(dropout=dropout, **options)
 
 
 one = samples["main"].objects[:1].cpu()
@@ -715,7 +731,8 @@ def classification_quality(network: nn.Module, sample: Sample, rows: np.ndarray)
 
 # %% [markdown]
 # **The loop** is the same for every training: AdamW, a one-cycle schedule (arXiv:1708.07120), batches gathered on the
-# device, and a moving average of the weights for evaluation. After every round the average is scored on validation
+# device, and a moving average of the weights for evaluation. The weight decay is given for a whole training: with a fixed
+# one per step, few steps at a low rate, as with few labels, would have next to none. After every round the average is scored on validation
 # events and the state is saved; an interrupted run continues bit for bit.
 
 # %%
@@ -734,8 +751,16 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        schedule = f"{self.schedule.passes} passes {self.schedule.learning_rate}"
-        words = [self.arm, self.count or "all", schedule, self.seed, self.sample, *self.options]
+        passes, rate = f"{self.schedule.passes} passes", self.schedule.learning_rate
+        words = [
+            self.arm,
+            self.count or "all",
+            passes,
+            rate,
+            self.schedule.dropout,
+            self.schedule.decay,
+        ]
+        words += [self.seed, self.sample, *self.options]
         text = " ".join(str(word) for word in words)
         return "".join(c if c.isalnum() or c == "." else "-" for c in text)
 
@@ -759,10 +784,10 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
     batch_size = min(schedule.batch_size, len(rows) // accelerator.num_processes)
     steps = schedule.rounds * (len(rows) // (batch_size * accelerator.num_processes))
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, schedule.learning_rate, weight_decay=0.01, fused=True)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=steps, pct_start=0.15
-    )
+    rate = schedule.learning_rate
+    decay = schedule.decay / max(rate * steps, 1e-9)  # of one step
+    optimizer = torch.optim.AdamW(learning, rate, weight_decay=decay, fused=True)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
     folder = run.directory / "state" / job.name
     fit = Training(folder, model, optimizer, cycle, accelerator, ema_decay=0.998)
     for number in fit.epochs(schedule.rounds):
@@ -779,22 +804,22 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
 
 # %% [markdown]
 # **The arms.** *Fine-tuned* starts from a pre-trained encoder and trains it with a new decoder; every training has its own
-# pre-training. *Scratch* starts from random weights and gets at least as much compute as pre-training and fine-tuning
-# together; where labels are few, *scratch, short* stops after the passes of the fine-tuning, because more of them may
-# only overfit. *Frozen* trains the decoder alone: the literal wording of the task.
+# pre-training. *Scratch* starts from random weights and may take as much compute as pre-training and fine-tuning
+# together, or half of it if validation prefers that. *Frozen* trains the decoder alone: the literal wording of the task.
 
 # %%
 trained = {}  # job -> (history, weights as arrays)
 RATES = (3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2)
-SAME_RATE = {"scratch, short": "scratch", "official": "scratch", "masked": "fine-tuned"}
+SAME_RATE = {"scratch, long": "scratch", "official": "scratch", "masked": "fine-tuned"}
 rates = {}  # arm -> the rate that validation prefers; where none is tried, that of the schedule
-rates_of_all = {}  # the same for trainings with all labels
+chosen = {}  # (arm, events) -> the schedule, where validation has chosen a whole one
 
 
 def run_job(job: Job, start: dict[str, np.ndarray]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Train a job from random weights, replaced by ``start`` where given: history and weights."""
     seed_everything(job.seed)
-    model = build(job.arm, **dict.fromkeys(job.options, False))
+    options = {"dropout": job.schedule.dropout} | dict.fromkeys(job.options, False)
+    model = build(job.arm, **options)
     model.load_state_dict({k: torch.as_tensor(v) for k, v in start.items()}, strict=False)
     with redirect_stdout(StringIO()):  # there are too many trainings for a line each
         history = train(job, model)
@@ -813,8 +838,7 @@ def jobs_of(arm: str, count: int = 0, sample: str = "main") -> list[Job]:
     """The trainings of an arm, one per seed."""
     schedule = (CONFIG.trainings if sample == "main" else CONFIG.official)[arm, count]
     rate = rates.get(SAME_RATE.get(arm, arm), schedule.learning_rate)
-    rate = rate if count or sample != "main" else rates_of_all.get(arm, rate)
-    schedule = replace(schedule, learning_rate=rate)
+    schedule = chosen.get((arm, count), replace(schedule, learning_rate=rate))
     return [Job(arm, count, seed, schedule, sample) for seed in CONFIG.seeds]
 
 
@@ -823,20 +847,23 @@ def start_of(job: Job) -> dict[str, np.ndarray]:
     if job.arm in ("fine-tuned", "frozen", "masked"):
         weights = trained[Job("pre-training", 0, job.seed, CONFIG.pretraining)][1]
         return {k: v for k, v in weights.items() if k.startswith("encoder.")}
-    if job.arm == "transfer":
-        return trained[next(one for one in jobs_of(headline) if one.seed == job.seed)][1]
-    return {}
+    source = job.arm.removesuffix(", tuned")  # on official rows: the whole network of that arm
+    if source == job.arm:
+        return {}
+    return trained[next(one for one in jobs_of(source) if one.seed == job.seed)][1]
 
 
 # %%
 def run_jobs(jobs: list[Job]) -> None:
-    """Train all jobs side by side, the longest first."""
+    """Train all jobs that are not yet trained side by side, the longest first."""
 
     def cost(job: Job) -> float:
         price = {"perceptron": 0.1}.get(job.arm, 1.0)
         return price * job.schedule.passes * (job.count or len(samples[job.sample].splits.train))
 
-    jobs = sorted(jobs, key=cost, reverse=True)
+    jobs = sorted((job for job in jobs if job not in trained), key=cost, reverse=True)
+    if not jobs:
+        return
     done = side_by_side(run_job, [(job, start_of(job)) for job in jobs])
     trained.update(zip(jobs, done, strict=True))
     minutes = sum(history.seconds.sum() for history, _ in done) / 60
@@ -869,114 +896,93 @@ if tried:
     display(frame.style.format(precision=4).highlight_max(axis=1, props="font-weight: bold"))
 
 # %% [markdown]
-# What is best for few labels need not be best for all. So the rates of the two transformers compete once more, with all
-# labels, the whole schedule and the first seed; the lowest one is already far behind.
+# What is best for few labels need not be best for all. So the transformers choose once more, with all labels and the
+# first seed: first the rate, and whether more weight decay helps; then, from scratch, whether twice the passes with
+# more dropout help. Those cost as much as pre-training and fine-tuning together.
 
 
 # %%
-def finals(arm: str) -> list[Job]:
-    """Trainings with all labels, at every rate but the lowest."""
-    schedules = [replace(CONFIG.trainings[arm, 0], learning_rate=rate) for rate in RATES[1:]]
+def choose(arm: str, jobs: list[Job]) -> None:
+    """Adopt the schedule of an arm's best job for its trainings with all labels."""
+    chosen[arm, 0] = max(jobs, key=best).schedule
+
+
+def candidates(arm: str) -> list[Job]:
+    """Trainings with all labels: the three highest rates (the others are far behind), more decay."""
+    schedule = CONFIG.trainings[arm, 0]
+    schedules = [replace(schedule, learning_rate=rate) for rate in RATES[2:]]
+    schedules.append(replace(schedules[1], decay=3.0))
     return [Job(arm, 0, CONFIG.seeds[0], schedule) for schedule in schedules]
 
 
+finals = {arm: candidates(arm) for arm in BOTH if tried}
+run_jobs([job for jobs in finals.values() for job in jobs])
+for arm, jobs in finals.items():
+    choose(arm, jobs)
 if tried:
-    final = {arm: finals(arm) for arm in ("fine-tuned", "scratch")}
-    run_jobs([job for jobs in final.values() for job in jobs])
-    for arm, jobs in final.items():
-        rates_of_all[arm] = max(jobs, key=best).schedule.learning_rate
-        print(arm, {job.schedule.learning_rate: round(best(job), 4) for job in jobs})
+    rounds = CONFIG.trainings["scratch", 0].rounds
+    longer = replace(chosen["scratch", 0], passes=CONFIG.matched, rounds=rounds, dropout=0.2)
+    finals["scratch"].append(Job("scratch", 0, CONFIG.seeds[0], longer))
 
 # %% [markdown]
 # Then all other trainings, side by side on the cores.
 
 # %%
-run_jobs([job for key in CONFIG.trainings for job in jobs_of(*key)])
+others = [job for key in CONFIG.trainings if key != ("scratch", 0) for job in jobs_of(*key)]
+run_jobs(finals.get("scratch", [])[-1:] + others)
+if tried:
+    choose("scratch", finals["scratch"])
+    jobs = [job for jobs in finals.values() for job in jobs]
+    frame = pd.DataFrame([vars(j.schedule) | {"validation AUC": best(j)} for j in jobs]).round(4)
+    frame.insert(0, "arm", [job.arm for job in jobs])
+    display(frame.drop(columns=["rounds", "batch_size"]).style.hide().format(precision=4))
+run_jobs(jobs_of("scratch"))
 validation = pd.DataFrame({arm: [best(job) for job in jobs_of(arm)] for arm in FINAL}).T
 validation["mean"] = validation.mean(axis=1)
-headline = max(("fine-tuned", "scratch"), key=lambda arm: validation["mean"][arm])
+headline = max(BOTH, key=lambda arm: validation["mean"][arm])
 models = {arm: [restored(job) for job in jobs_of(arm)] for arm in FINAL}
 print(f"headline, chosen on validation events: {headline}")
 display(validation.rename_axis("validation AUC with all labels, by seed").round(4))
 
 # %% [markdown]
-# **Official rows.** Three ways to a network for official rows: the headline network, trained on with them (*transfer*); a
-# network from scratch on them alone (*official*); and one whose encoder had the masked pre-training on stand-ins
-# (*masked*). The small official validation part chooses as before.
+# **Official rows.** Three ways to a network for official rows: the networks of the stand-ins, trained on with them
+# (*tuned*); a network from scratch on them alone (*official*); and one whose encoder had the masked pre-training on
+# stand-ins (*masked*). The networks of the stand-ins know nearly everything already and soon learn the few rows one by
+# one. So passes and rate of this last training are chosen on official validation rows, by the mean of all seeds.
 
 # %%
 official_counts = sorted({count for _, count in CONFIG.official}) if official else []
+most = official_counts[-1] if official else 0
+if official and CONFIG.transfers:
+    start = f"{headline}, tuned"
+    options = {
+        (passes, rate): [job._replace(schedule=Schedule(passes, passes, 128, rate, decay=0.01))
+                         for job in jobs_of(start, most, "official")]
+        for passes, rate in CONFIG.transfers
+    }  # fmt: skip
+    run_jobs([job for jobs in options.values() for job in jobs])
+    mean = {option: np.mean([best(job) for job in jobs]) for option, jobs in options.items()}
+    schedule = options[max(mean, key=mean.get)][0].schedule
+    chosen |= {(f"{arm}, tuned", count): schedule for arm in BOTH for count in official_counts}
+    frame = pd.Series(mean).unstack().rename_axis("passes")
+    frame = frame.rename(columns="{:g}".format).rename_axis(columns="validation AUC at a rate of")
+    display(frame.style.format(precision=4).highlight_max(axis=None, props="font-weight: bold"))
 run_jobs([job for key in CONFIG.official for job in jobs_of(*key, "official") if official])
 
 # %% [markdown]
-# **Compute** of one training in $10^{15}$ operations, forward passes only (the others cost in proportion).
+# **Compute** of a training with all labels in $10^{15}$ operations, forward passes only (the others cost in proportion).
 
 
 # %%
-def spent(arm: str, count: int) -> float:
+def spent(arm: str, schedule: Schedule) -> float:
     """PFLOP of the forward passes of one training."""
-    schedule = CONFIG.pretraining if arm == "pre-training" else CONFIG.trainings[arm, count]
-    return 1e-15 * sizes[arm]["flops"] * schedule.passes * (count or len(splits.train))
+    return 1e-15 * sizes[arm]["flops"] * schedule.passes * len(splits.train)
 
 
-compute = {}
-for count in [count for arm, count in CONFIG.trainings if arm == "fine-tuned"]:
-    both = spent("pre-training", 0) + spent("fine-tuned", count)
-    compute[count or "all"] = both, spent("scratch", count)
-columns = ["pre-training, fine-tuning", "scratch"]
-frame = pd.DataFrame.from_dict(compute, orient="index", columns=columns)
-display(frame.rename_axis("labels").style.format(precision=3))
-
-# %% [markdown]
-# **Does it reconstruct?** One object is hidden completely and drawn from the mixture that the other five predict. Left and
-# middle: the direction of the draw relative to the truth; the dashed line would be a guess. Right: the history of the
-# pre-trainings.
-
-
-# %%
-def draw_object(mixture: torch.Tensor, which: int, seed: int) -> torch.Tensor:
-    """One object per mixture (B, COMPONENTS, PARAMETERS): p_T [GeV], eta, phi, b-tag, (B, 4)."""
-    seed_everything(seed)
-    component = torch.multinomial(mixture[..., 0].softmax(-1), 1)  # (B, 1)
-    p = mixture[torch.arange(len(mixture)), component[:, 0]]  # (B, 10)
-    log_pt, eta = (p[:, i] + p[:, i + 1].clamp(-4, 3).exp() * torch.randn(len(p)) for i in (1, 3))
-    kappa = p[:, 5:7].norm(dim=1).clamp(1e-3, 1e3)
-    phi = torch.distributions.VonMises(torch.atan2(p[:, 6], p[:, 5]), kappa).sample()
-    tag = torch.multinomial(p[:, 7:].softmax(-1), 1)[:, 0]
-    drawn = torch.stack([TYPICAL[which] * (log_pt.clamp(-4, 6) / 2).exp(), eta, phi, tag], 1)
-    return drawn * PRESENT[which]
-
-
-# %%
-@torch.no_grad()
-def reconstructed(o: torch.Tensor, which: int, seed: int, network: nn.Module) -> torch.Tensor:
-    """Events (B, 6, 4) with one object drawn from what the others say of it."""
-    hidden = torch.zeros(o.shape, dtype=torch.bool, device=o.device)
-    hidden[:, which] = PRESENT[which].to(o.device)
-    o_sorted, lost = by_tag(o, hidden)
-    parts = zip(o_sorted.split(2048), lost.split(2048), strict=True)
-    mixture = torch.cat([network(*part)[part[1].any(-1)] for part in parts])  # (B, K, 10)
-    filled = o.clone()
-    filled[:, which] = draw_object(mixture.float().cpu(), which, seed).to(o)
-    return filled
-
-
-# %%
-autoencoders = [restored(job) for job in pretrainings]
-o = samples["main"].objects[splits.validation[:5000]]
-fig, axes = plt.subplots(1, 3, figsize=(11, 2.9))
-for axis, which in zip(axes, (1, 2), strict=False):
-    off = reconstructed(o, which, 0, autoencoders[0])[:, which, PHI] - o[:, which, PHI]
-    axis.hist(
-        torch.atan2(off.sin(), off.cos()).abs().cpu().numpy(), 30, range=(0, np.pi), density=True
-    )
-    axis.axhline(1 / np.pi, color="grey", ls="--")
-    axis.set(xlabel=r"$|\Delta\varphi|$ to the truth", title=f"{OBJECTS[which]} hidden", yticks=[])
-for job in pretrainings:
-    axes[2].plot(trained[job][0].epoch, trained[job][0].score, "o-", label=f"seed {job.seed}")
-axes[2].set(xlabel="round", ylabel="ln likelihood per feature", title="pre-training")
-axes[2].xaxis.get_major_locator().set_params(integer=True)
-plt.show()
+compute = {arm: spent(arm, jobs_of(arm)[0].schedule) for arm in FINAL}
+compute["pre-training"] = spent("pre-training", CONFIG.pretraining)
+compute["scratch, offered"] = max(compute["scratch"], spent("scratch", Schedule(CONFIG.matched)))
+display(pd.Series(compute).rename("PFLOP").round(2).to_frame().T)
 
 # %% [markdown]
 # **Boosted trees** get the same quantities as the perceptron, for the same events. Leaves, rate and number of trees are chosen on
@@ -1025,24 +1031,42 @@ def scores_of(networks: list[nn.Module], sample: str = "main") -> list[np.ndarra
     return [probability(predict(network, objects)) for network in networks]
 
 
+def ensemble(scores: list[np.ndarray]) -> np.ndarray:
+    """P(signal) (N,) of the mean of the networks' logits."""
+    return probability(np.mean([np.log(p) - np.log1p(-p) for p in scores], axis=0))
+
+
 # %% [markdown]
-# **Official rows**, which neither the simulation nor any of these trainings has seen. Trees get the same rows and the same
-# quantities; those trained on stand-ins are shown too, and the better of the two on validation rows is the reference.
+# ### Official rows
+# Neither the simulation nor any choice has seen these test rows. Trees get the same rows and the same quantities; those
+# trained on stand-ins are scored too, and the better of the two on validation rows is the reference.
+#
+# *Ensembles* take the mean of the logits of several networks: of those from scratch, or of these and the fine-tuned ones.
+# The trainings have been done anyway, so they need no new one; but $k$ networks cost $k$ times the operations of one
+# at every event. There is one ensemble of a kind, hence no spread between trainings: its own interval contains the
+# events only.
 
 # %%
 OFFICIAL_LABELS = {
-    "transfer": "trained on stand-ins, tuned on official rows",
-    "masked": "pre-trained on stand-ins, fine-tuned on official rows",
-    "official": "transformer, official rows only",
-    "stand-ins": "trained on stand-ins only",
-    "trees": "boosted trees, official rows only",
-    "stand-in trees": "boosted trees, trained on stand-ins",
+    "ensemble, tuned": "ensemble: stand-ins, then official rows",
+    "scratch, tuned": "one network: stand-ins, then official rows",
+    "fine-tuned, tuned": "one network: pre-trained, stand-ins, official rows",
+    "ensemble": "ensemble: stand-ins only",
+    "scratch ensemble": "ensemble: stand-ins only, from scratch",
+    "stand-ins": "one network: stand-ins only",
+    "masked": "masked pre-training on stand-ins, then official rows",
+    "official": "one network: official rows only",
+    "trees": "boosted trees: official rows only",
+    "stand-in trees": "boosted trees: stand-ins only",
 }
+TUNED = [f"{arm}, tuned" for arm in BOTH]
 official_scores = {}
 for arm, count in CONFIG.official if official else ():
     networks = [restored(job) for job in jobs_of(arm, count, "official")]
     official_scores[arm, count] = scores_of(networks, "official")
 for count in official_counts:
+    members = [score for arm in TUNED for score in official_scores[arm, count]]
+    official_scores["ensemble, tuned", count] = ensemble(members)
     fitted = boosted("official", labelled(jobs_of("official", count, "official")[0])).model
     columns = columns_of(samples["official"], official.splits.test)
     official_scores["trees", count] = fitted.predict_proba(columns)[:, 1]
@@ -1050,60 +1074,84 @@ for count in official_counts:
 # %%
 on_official = None
 if official:
-    y_official, most = official.y[official.splits.test], official_counts[-1]
+    y_official = official.y[official.splits.test]
     by_arm = {arm: s for (arm, count), s in official_scores.items() if count == most}
     by_arm["stand-ins"] = scores_of(models[headline], "official")
-    check, both = official.splits.validation, {"trees": fitted, "stand-in trees": trees.model}
-    by_arm["stand-in trees"] = both["stand-in trees"].predict_proba(columns)[:, 1]
-    x = columns_of(samples["official"], check)
+    for name, members in (("scratch ensemble", BOTH[:1]), ("ensemble", BOTH)):
+        found = [scores_of(models[arm], "official") for arm in members]
+        by_arm[name] = ensemble([score for one in found for score in one])
+    by_arm["stand-in trees"] = trees.model.predict_proba(columns)[:, 1]
+    x = columns_of(samples["official"], official.splits.validation)
     seen = {
-        name: roc_auc(official.y[check], one.predict_proba(x)[:, 1]) for name, one in both.items()
+        name: roc_auc(official.y[official.splits.validation], one.predict_proba(x)[:, 1])
+        for name, one in (("trees", fitted), ("stand-in trees", trees.model))
     }
-    best_trees = max(seen, key=seen.get)
-    on_official = Comparison(roc_auc, y_official, by_arm, reference=best_trees)
-    display(on_official.table().rename(index=OFFICIAL_LABELS))
+    on_official = Comparison(roc_auc, y_official, by_arm, reference=max(seen, key=seen.get))
 
 # %% [markdown]
 # How many official rows are the stand-ins worth? Points are means over trainings, error bars contain events and trainings;
 # the band is the network that has seen no official row. Dotted: published results on other official rows, for
 # orientation.
 
-# %%
+# %% tags=["gallery"]
 PUBLISHED = {
     "public transformer, 1.0 million rows": 0.824,
     "arXiv:1402.4735, 10.5 million rows": 0.880,
 }
 if official:
-    fig, axis = plt.subplots(figsize=(8.5, 3.8))
-    for arm in dict.fromkeys(arm for arm, _ in official_scores):
+    fig, axis = plt.subplots(figsize=(11, 5.4))
+    for arm in [arm for arm in OFFICIAL_LABELS if (arm, most) in official_scores]:
         curve = []
         for count in official_counts:
             one = Comparison(roc_auc, y_official, {arm: official_scores[arm, count]}, arm)
             curve.append(one.interval(arm))
-        value, low, high = np.array(curve).T
-        error, label = (value - low, high - value), OFFICIAL_LABELS[arm]
-        axis.errorbar(official_counts, value, error, fmt="o-", capsize=3, label=label)
+        plotting.with_intervals(axis, official_counts, curve, label=OFFICIAL_LABELS[arm])
+    for arm, style in (("ensemble", "--"), ("stand-in trees", "-.")):
+        value = on_official.interval(arm)[0]
+        axis.axhline(value, color="black", ls=style, lw=1, label=OFFICIAL_LABELS[arm])
     _, low, high = on_official.interval("stand-ins")
     axis.axhspan(low, high, color="grey", alpha=0.3, label=OFFICIAL_LABELS["stand-ins"])
     for (label, value), color in zip(PUBLISHED.items(), ("0.6", "0.2"), strict=True):
         axis.axhline(value, ls=":", color=color, label=label)
     axis.set(xscale="log", xlabel="official training rows", ylabel="ROC-AUC on official test rows")
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.show()
+    display(on_official.table().rename(index=OFFICIAL_LABELS))
 
 # %% [markdown]
-# **Stand-in events**, all arms. Every method trains on the same events and gets the same quantities.
+# Validation rows choose the tuned network that is published. The ensemble is scored beside it, but not published: it would
+# need several times the 3 MB of a task, and the task asks for one trained classifier.
+
+# %%
+if official:
+    rows = official.splits.validation
+    members = [job for arm in TUNED for job in jobs_of(arm, most, "official")]
+    official_job, objects = max(members, key=best), samples["official"].objects[rows]
+    logits = np.mean([predict(restored(job), objects) for job in members], axis=0)
+    print(
+        f"validation AUC of {official_job.arm}, seed {official_job.seed}: {best(official_job):.4f}"
+    )
+    print(f"of the ensemble of {len(members)}: {roc_auc(official.y[rows], logits):.4f}")
+
+# %% [markdown]
+# ### Stand-in events
+# Every method trains on the same events and gets the same quantities.
 
 # %%
 LABELS = {
+    "ensemble": "ensemble: fine-tuned and from scratch",
+    "scratch ensemble": "ensemble: from scratch",
     "fine-tuned": "transformer, pre-trained and fine-tuned",
-    "scratch": "transformer from scratch, same compute",
+    "scratch": "transformer from scratch",
     "frozen": "frozen encoder, trained decoder",
     "perceptron": "perceptron, same quantities",
     "trees": "boosted trees, same quantities",
 }
 y_test = y[splits.test]
 scores = {arm: scores_of(networks) for arm, networks in models.items()}
+scores["scratch ensemble"] = ensemble(scores["scratch"])
+scores["ensemble"] = ensemble(scores["scratch"] + scores["fine-tuned"])
+sizes["ensemble"] = {name: 2 * len(CONFIG.seeds) * n for name, n in sizes["scratch"].items()}
 scores["trees"] = trees.model.predict_proba(columns_of(samples["main"], splits.test))[:, 1]
 comparison = Comparison(roc_auc, y_test, scores, reference="trees")
 display(comparison.table().rename(index=LABELS))
@@ -1115,15 +1163,15 @@ print(f"{twin.sum()} test events are exact copies of others; AUC without them {w
 
 # %% [markdown]
 # **Few labels.** The same test events, networks trained on a part of the labels. The last column is the difference to the better
-# of the two networks from scratch, as validation sees it.
+# of the two trainings from scratch, as validation sees it.
 
 # %%
 few, rows = {}, {}
-for count in [count for arm, count in CONFIG.trainings if arm == "scratch, short"]:
-    jobs = {arm: jobs_of(arm, count) for arm in ("fine-tuned", "scratch", "scratch, short")}
+for count in [count for arm, count in CONFIG.trainings if arm == "scratch, long"]:
+    jobs = {arm: jobs_of(arm, count) for arm in ("fine-tuned", "scratch", "scratch, long")}
     mean = {arm: np.mean([best(job) for job in jobs[arm]]) for arm in jobs}
     few_scores = {arm: scores_of([restored(job) for job in jobs[arm]]) for arm in jobs}
-    reference = max(("scratch", "scratch, short"), key=mean.get)
+    reference = max(("scratch", "scratch, long"), key=mean.get)
     few[count] = Comparison(roc_auc, y_test, few_scores, reference)
     d, mark = few[count].difference("fine-tuned"), few[count].mark("fine-tuned")
     rows[f"{count:,}"] = [f"{few[count].interval(arm)[0]:.4f}" for arm in jobs]
@@ -1154,10 +1202,41 @@ plt.show()
 # ## 6. What the network uses
 # **A hidden particle.** One object at a time is taken out of test events. *Another event's*: in its place stands
 # the same object of another event, as if nothing were known of it. *Reconstructed*: the autoencoder draws it from the
-# other five. Both average $P(\mathrm{signal})$ over several such fillings; the classifier is the headline network as it is.
+# mixture that the other five predict. Both average $P(\mathrm{signal})$ over several such fillings; the classifier is the
+# headline network as it is.
+
 
 # %%
-REMOVED, FILLINGS = 4_000, 4  # test events, fillings of each
+def draw_object(mixture: torch.Tensor, which: int, seed: int) -> torch.Tensor:
+    """One object per mixture (B, COMPONENTS, PARAMETERS): p_T [GeV], eta, phi, b-tag, (B, 4)."""
+    seed_everything(seed)
+    component = torch.multinomial(mixture[..., 0].softmax(-1), 1)  # (B, 1)
+    p = mixture[torch.arange(len(mixture)), component[:, 0]]  # (B, 10)
+    log_pt, eta = (p[:, i] + p[:, i + 1].clamp(-4, 3).exp() * torch.randn(len(p)) for i in (1, 3))
+    kappa = p[:, 5:7].norm(dim=1).clamp(1e-3, 1e3)
+    phi = torch.distributions.VonMises(torch.atan2(p[:, 6], p[:, 5]), kappa).sample()
+    tag = torch.multinomial(p[:, 7:].softmax(-1), 1)[:, 0]
+    drawn = torch.stack([TYPICAL[which] * (log_pt.clamp(-4, 6) / 2).exp(), eta, phi, tag], 1)
+    return drawn * PRESENT[which]
+
+
+# %%
+@torch.no_grad()
+def reconstructed(o: torch.Tensor, which: int, seed: int, network: nn.Module) -> torch.Tensor:
+    """Events (B, 6, 4) with one object drawn from what the others say of it."""
+    hidden = torch.zeros(o.shape, dtype=torch.bool, device=o.device)
+    hidden[:, which] = PRESENT[which].to(o.device)
+    o_sorted, lost = by_tag(o, hidden)
+    parts = zip(o_sorted.split(2048), lost.split(2048), strict=True)
+    mixture = torch.cat([network(*part)[part[1].any(-1)] for part in parts])  # (B, K, 10)
+    filled = o.clone()
+    filled[:, which] = draw_object(mixture.float().cpu(), which, seed).to(o)
+    return filled
+
+
+# %%
+REMOVED, FILLINGS = 4_000, 3  # test events, fillings of each
+autoencoders = [restored(job) for job in pretrainings]
 
 
 def without_object(o: torch.Tensor, which: int, fill: Callable) -> list[np.ndarray]:
@@ -1195,9 +1274,9 @@ rows = [[mean_of(m, s) for s in pair for m in (roc_auc, accuracy)] for pair in l
 display(pd.DataFrame(rows, list(ladder), columns).rename_axis("hidden").round(4))
 
 # %% [markdown]
-# **Attention, bias, masses.** Top left: where the tokens look (rows), averaged over events, heads and layers. Top right: how
-# much the pair bias varies from event to event. Bottom left: the loss of AUC where one mass is exchanged between
-# events and everything else stays. Bottom right: the AUC in bins of $m(bb)$, for events with two tagged jets.
+# **Attention, bias, masses.** From left to right: where the tokens look (rows), averaged over events, heads and layers; how
+# much the pair bias varies from event to event; the loss of AUC where one mass is exchanged between events and
+# everything else stays; the AUC in bins of $m(bb)$, for events with two tagged jets.
 
 
 # %%
@@ -1245,27 +1324,25 @@ tagged = (samples["main"].objects[splits.test][:, 2:, TAG] > 0).sum(1).cpu().num
 edges = np.quantile(m_bb[tagged == 2], np.linspace(0, 1, 9))
 
 # %%
-fig, axes = plt.subplots(2, 2, figsize=(11, 8))
+fig, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
 maps = attention_and_bias(model, o)
 titles = ("attention", "variation of the pair bias")
-for axis, values, title in zip(axes[0], maps, titles, strict=True):
+for axis, values, title in zip(axes, maps, titles, strict=False):
     picture = axis.imshow(values, cmap="viridis")
     axis.set(title=title, xticks=range(7), yticks=range(7), yticklabels=[*PLACES, "event"])
     axis.set_xticklabels([*PLACES, "event"])
     axis.grid(False)
     fig.colorbar(picture, ax=axis, shrink=0.8)
-axes[1, 0].barh(
-    ["".join(PLACES[i] for i in group) for group in top], [loss[group] for group in top]
-)
-axes[1, 0].set(xlabel="loss of AUC", ylabel="group whose mass is exchanged")
+axes[2].barh(["".join(PLACES[i] for i in group) for group in top], [loss[group] for group in top])
+axes[2].set(xlabel="loss of AUC", ylabel="group whose mass is exchanged")
 for arm in (headline, "trees"):
     inside = [(m_bb >= a) & (m_bb < b) & (tagged == 2) for a, b in pairwise(edges)]
     first = np.atleast_2d(scores[arm])[0]
     curve = [Comparison(roc_auc, y_test[i], {arm: first[i]}, arm).interval(arm) for i in inside]
     centres = np.array([m_bb[i].mean() for i in inside])
-    plotting.with_intervals(axes[1, 1], centres, curve, label=LABELS[arm])
-axes[1, 1].set(xlabel="$m(bb)$ [GeV]", ylabel="ROC-AUC in the bin")
-axes[1, 1].legend(fontsize=8)
+    plotting.with_intervals(axes[3], centres, curve, label=LABELS[arm])
+axes[3].set(xlabel="$m(bb)$ [GeV]", ylabel="ROC-AUC in the bin")
+axes[3].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -1290,8 +1367,8 @@ display(frame.rename_axis("events").round(3))
 # %%
 CHANGES = {
     "the network": (),
+    "no dropout in the encoder": ("dropout",),
     "no masses of groups": ("groups",),
-    "no pair quantities": ("pairs",),
     "jets in the order of p_T": ("sort",),
     "transverse masses only, no neutrino": ("neutrino",),
 }
@@ -1310,10 +1387,9 @@ if CONFIG.ablation:
     display(ablation.table().rename_axis(f"{CONFIG.ablation_labels:,} labels"))
 
 # %% [markdown]
-# All of these are in the network. The first edition of this notebook also tried to hide fewer or more features, and to
-# train the decoder before the encoder. Those trials were too short to tell, so the share of hidden features is a
-# choice, not a result. Its frozen arm had a linear decoder on the last layer only and was far behind trees; what
-# pre-training learns is spread over the layers.
+# <!-- after standard -->
+# All of these are in the network. The share of hidden features is a choice, not a result. An earlier frozen arm had a
+# linear decoder on the last layer only and was far behind trees; what pre-training learns is spread over the layers.
 
 # %% [markdown]
 # ## 8. What this run shows
@@ -1328,62 +1404,67 @@ def loss_of_ladder(filling: int) -> float:
     return sum(whole - mean_of(roc_auc, pair[filling]) for pair in ladder.values())
 
 
-# %%
+claims = {}
+if on_official:
+    real, tuned = on_official.better, official_job.arm
+    claims |= {
+        "official rows: stand-ins alone are better than them alone": real("stand-ins", "official"),
+        "official rows: stand-ins alone are better than boosted trees": real("stand-ins"),
+        "official rows: so are they after tuning on official rows": real(tuned),
+        "official rows: tuning helps": real(tuned, "stand-ins"),
+        "official rows: the ensemble is better than one of its networks": real("ensemble, tuned", tuned),
+    }  # fmt: skip
 ours = comparison.better
-claims = {
+claims |= {
     "better than boosted trees with the same quantities": ours(headline),
     "better than the perceptron with the same quantities": ours(headline, "perceptron"),
+    "an ensemble is better than one of its networks": ours("ensemble", headline),
     "training the encoder is better than freezing it": ours("fine-tuned", "frozen"),
     "a decoder on the frozen encoder exceeds 0.80": comparison.entry("frozen")["low"] > 0.80,
-    "with all labels, pre-training does not beat its compute": not ours("fine-tuned", "scratch"),
-    "scratch has had at least that compute": all(both <= alone for both, alone in compute.values()),
+    "with all labels, pre-training does not beat scratch": not ours("fine-tuned", "scratch"),
+    "scratch could have had the compute of both": compute["scratch, offered"] >= compute["pre-training"] + compute["fine-tuned"],
     "a reconstructed object costs less than another event's": loss_of_ladder(1) < loss_of_ladder(0),
-}
-for count in few:
-    claims[f"at {count:,} labels, pre-training does not beat the better scratch"] = not few[
-        count
-    ].better("fine-tuned")
+}  # fmt: skip
+for count, one in few.items():
+    gains = one.better("fine-tuned")
+    claims[f"at {count:,} labels, pre-training does not beat scratch"] = not gains
 if tried:
-    inside = [RATES[0] < rate < RATES[-1] for rate in (*rates.values(), *rates_of_all.values())]
+    inside = [RATES[0] < rate < RATES[-1] for rate in rates.values()]
+    inside += [RATES[2] < chosen[arm, 0].learning_rate < RATES[-1] for arm in BOTH]
     claims["the best rates lie inside the list"] = all(inside)
 if ablation:
     name = "jets in the order of p_T"
     claims[f"worse on validation events: {name}"] = ablation.better("the network", name)
-
-# %%
-if on_official:
-    real = on_official.better
-    claims |= {
-        "official rows: stand-ins alone are better than them alone": real("stand-ins", "official"),
-        "official rows: stand-ins alone are better than boosted trees": real("stand-ins"),
-        "official rows: so are they after tuning on official rows": real("transfer"),
-    }
 show_claims(claims)
 
 # %%
 COLUMNS = ["test events", "ROC-AUC", "spread of trainings", "minus trees"]
 
 
-def top_rows(compared: Comparison, labels: dict[str, str], events: str) -> pd.DataFrame:
+def top_rows(compared: Comparison, arms: list[str], labels: dict[str, str], events: str) -> pd.DataFrame:  # fmt: skip
     """An arm per row, best first, for the table at the top."""
-    other = {"trees", "stand-in trees"} - {compared.reference}
-    frame = compared.table().drop(["perceptron", "masked", *other], errors="ignore")
-    frame = frame.rename(index=labels)
+    frame = compared.table()
+    frame = frame[frame.index.isin(arms)].rename(index=labels)
     frame.insert(0, COLUMNS[0], events)
     return frame.set_axis(COLUMNS, axis=1)
 
 
-rows = [top_rows(comparison, LABELS, f"{len(y_test):,} {dataset.words.split()[0]}")]
+rows = []
 if on_official:
-    rows.insert(0, top_rows(on_official, OFFICIAL_LABELS, f"{len(y_official):,} official"))
+    shown = ["ensemble, tuned", tuned, "ensemble", "stand-ins", on_official.reference]
+    events = f"{len(y_official):,} official"
+    rows.append(top_rows(on_official, shown, OFFICIAL_LABELS, events))
+events = f"{len(y_test):,} {dataset.words.split()[0]}"
+rows.append(top_rows(comparison, [headline, "frozen", "trees"], LABELS, events))
 update_results(pd.concat(rows).rename_axis("network"))
 
 # %% [markdown]
 # ## 9. Weights and metrics
 # Weights are stored as safetensors, and as ONNX graphs that carry the whole preprocessing: the 21 columns as they stand in
 # the file go in, $P(\mathrm{signal})$ comes out. `make score TASK=task2a_higgs_transformer DATA=file.csv` scores an
-# independent sample with the headline network, which has seen no official row if it was trained on stand-ins. A run also
-# writes `official_rows.onnx`, the one tuned on official rows; `MODEL=` with its path takes it.
+# independent sample with the headline network, which has seen no official row if it was trained on stand-ins. Beside it
+# stands `official_rows.onnx`, the network tuned on official rows: for a sample of official rows, the better one. `MODEL=` with
+# its path takes it.
 
 
 # %%
@@ -1403,8 +1484,7 @@ batches = [torch.tensor(dataset.low_level[splits.validation[:n]]) for n in (64, 
 best_seed = int(np.argmax(validation.loc[headline, list(range(len(CONFIG.seeds)))]))
 exported = {"task2a_higgs_transformer": models[headline][best_seed]}
 if on_official:
-    tuned = max(jobs_of("transfer", most, "official"), key=best)
-    exported["official_rows"] = restored(tuned)
+    exported["official_rows"] = restored(official_job)
 for name, network in exported.items():
     graph = RawInput(network.cpu())
     run.save_onnx(name, graph, batches, card | {"kind": "binary_classification"})
@@ -1415,7 +1495,7 @@ saved |= {
     f"autoencoder_seed{s}": ("pre-training", network) for s, network in enumerate(autoencoders)
 }
 if on_official:
-    saved["official_rows"] = ("transfer", exported["official_rows"])
+    saved["official_rows"] = (official_job.arm, exported["official_rows"])
 for name, (arm, network) in saved.items():
     about = card | {"task": run.task, "arm": arm, "source": dataset.source}
     save_weights(run.directory / f"{name.replace('-', '_')}.safetensors", network, about)
@@ -1430,15 +1510,17 @@ def described(compared: Comparison, arm: str, first: str, labels: dict[str, str]
 # %%
 constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
 ours = {arm: described(comparison, arm, headline, LABELS) for arm in LABELS}
-others = [arm for arm in ("fine-tuned", "scratch", "frozen") if arm != headline]
+others = [arm for arm in ("ensemble", *BOTH, "frozen") if arm != headline]
 on_rows = {}
 if on_official:
-    on_rows = {arm: described(on_official, arm, "transfer", OFFICIAL_LABELS) for arm in by_arm}
+    for arm in (arm for arm in by_arm if arm not in {*TUNED, "scratch ensemble"} - {tuned}):
+        on_rows[arm] = described(on_official, arm, tuned, OFFICIAL_LABELS)
 metrics = run.save_metrics(
     title="Task 2a: HIGGS with a masked transformer autoencoder",
     data={"source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description}
     | {part: len(rows) for part, rows in parts},
-    published=[f"{run.task}.onnx", f"{headline.replace('-', '_')}_seed*", "autoencoder_seed0.*", "official_rows.*"],
+    published=[f"{run.task}.onnx"] + ["official_rows.onnx"] * bool(official)
+    + [f"{headline.replace('-', '_')}_seed*", "autoencoder_seed0.*"],
     seeds=list(CONFIG.seeds),
     headline="roc_auc",
     metrics=evaluate_classifier(y_test, scores[headline], 400) | {"roc_auc": comparison.entry(headline)},
@@ -1461,35 +1543,32 @@ metrics = run.save_metrics(
 # subsets are the natural coordinates. A network can find them in the 21 columns, but spends its events on it. Six massless
 # objects need one small matrix product for all of them, once the neutrino's direction is known; the $W$ mass gives it, and
 # where it does not, the transverse masses remain. *A transformer*, because an assignment has to be made: which jets are
-# the $b\bar b$ pair, which the $W$. Attention with a pair bias is a soft assignment. The picture in section 6 shows
-# that it acts on pairs of jets and that the exchange of a single mass of two jets already costs. *The lepton frame*
-# uses up all symmetries exactly, so none has to be learned. *A mixture* as reconstruction, because the missing object
-# has several places to be, and a mean of them is none. *A small network*, since seven tokens and some hundred thousand
-# simulated events do not pay for a large one on a CPU.
+# the $b\bar b$ pair, which the $W$. Attention with a pair bias is a soft assignment. *The lepton frame* uses up all
+# symmetries exactly, so none has to be learned. *A mixture* as reconstruction, because the missing object has several
+# places to be, and a mean of them is none. *A small network*, since seven tokens and some hundred thousand simulated events
+# do not pay for a large one on a CPU. *The optimisation*: AdamW with a one-cycle schedule, a moving average of the weights, and
+# rate, passes and dropout by validation. Rates matter more than most choices, and the best one for few labels is not the
+# best one for all.
 #
+# **Official rows.** A simulation calibrated on a few thousand rows, which appear in no number of this notebook, is worth more than
+# all the official rows at hand: networks and trees that had nothing else stay behind. What the rows add to a network
+# trained on the simulation is little and soon memorised, so this last training has to be short. The mean of several
+# networks removes a part of what each has memorised by itself. Published results on the same columns are for orientation only, since their test
+# rows are others: a public masked transformer reports 0.824 for a million official training rows, and the deep network
+# of arXiv:1402.4735 0.880 for 10.5 million.
+#
+# <!-- after standard -->
 # **Pre-training.** It sees no labels, so it can only learn how top pairs and Higgs decays look, not how they differ. The frozen
 # arm shows that this is much: a decoder with layers of its own separates the classes well with it. But the masses that are put
-# into the network say the same from the start, and so the labels, few as they may be, have little to gain from
-# it. Three passes are a short pre-training; an earlier network with twelve was better on the official test rows than these, so
-# the last word on it is not spoken. Rates matter more than this choice: with all
-# labels both transformers prefer a rate three to nine times as high as with ten thousand, and at the lower
-# one the pre-trained network would have seemed better.
-#
-# **More events.** With all labels the networks from scratch and the perceptron overfit in their last passes; the fine-tuned ones,
-# with fewer passes over the labels, do not yet. More simulated events are the next thing to try.
-#
-# **Simulation and official rows.** The stand-ins were calibrated on rows that appear in no number of this notebook. That
-# networks trained on them work on official rows as they do on stand-ins is the strongest test of the simulation that we
-# have. Published results on the same columns, for orientation only, since their test rows are others: a public masked
-# transformer reports 0.824 for a million official training rows, and the deep network of arXiv:1402.4735 0.880 for 10.5
-# million.
+# into the network say the same from the start, and so the labels, few as they may be, have little to gain from it.
 #
 # **Limits.** The official rows at hand probably come from the first hundred thousand rows of the file, that is from the
 # task's training part; the task's own test rows enter where the file is on disk. Validation labels choose rates and
 # rounds also where only a thousand labels train; this is the same for every arm. One solution of the neutrino is
-# used, and no jet substructure exists in these columns. Larger networks and longer pre-training were not studied.
+# used, and no jet substructure exists in these columns. More simulated events and larger networks were not studied.
 #
 # **References.** P. Baldi, P. Sadowski, D. Whiteson, *Searching for exotic particles in high-energy physics with deep
 # learning*, arXiv:1402.4735. H. Qu, C. Li, S. Qian, *Particle transformer for jet tagging*, arXiv:2202.03772. T. Golling
 # et al., *Masked particle modeling on sets*, arXiv:2401.13537. J. Devlin et al., *BERT*, arXiv:1810.04805. C. Bishop,
-# *Mixture density networks* (1994). L. Smith, N. Topin, *Super-convergence*, arXiv:1708.07120.
+# *Mixture density networks* (1994). L. Smith, N. Topin, *Super-convergence*, arXiv:1708.07120. N. Srivastava et al.,
+# *Dropout*, J. Mach. Learn. Res. 15 (2014) 1929.

@@ -38,7 +38,7 @@ def notebook(tmp_path):
     module.splits = split_last(y)
     objects = module.to_objects(torch.from_numpy(x)).to(module.DEVICE)
     module.samples = {"main": module.Sample(objects, y, module.splits)}
-    module.trained, module.rates, module.rates_of_all = {}, {}, {}
+    module.trained, module.rates, module.chosen = {}, {}, {}
     module.run = SimpleNamespace(directory=tmp_path)
     return module
 
@@ -246,7 +246,7 @@ def test_densities_are_normalised_and_periodic(notebook, objects):
     assert torch.isfinite(notebook.feature_log_densities(strong, o[:1])).all()
 
 
-@pytest.mark.parametrize("off", [None, "pairs", "groups", "neutrino", "sort"])
+@pytest.mark.parametrize("off", [None, "groups", "neutrino", "sort", "dropout"])
 def test_classifier_gives_one_logit_and_reaches_every_weight(notebook, objects, off):
     torch.manual_seed(0)
     model = notebook.HiggsClassifier(**({off: False} if off else {}))
@@ -319,8 +319,10 @@ def test_jobs_have_names_of_their_own(notebook, short):
         job._replace(options=("sort",)),
         job._replace(schedule=replace(short, learning_rate=1e-4)),
         job._replace(schedule=replace(short, passes=4)),
+        job._replace(schedule=replace(short, dropout=0.0)),
+        job._replace(schedule=replace(short, decay=3.0)),
     ]
-    assert len({job.name, *(other.name for other in others)}) == 7
+    assert len({job.name, *(other.name for other in others)}) == 9
 
 
 def test_profiles_train_in_whole_passes(notebook):
@@ -329,6 +331,20 @@ def test_profiles_train_in_whole_passes(notebook):
         schedules += [s for s in (config.tuning, config.ablation) if s]
         assert all(s.passes % s.rounds == 0 for s in schedules)
         assert {arm for arm, count in config.trainings if not count} == set(notebook.FINAL)
+        assert config.matched % config.trainings["scratch", 0].rounds == 0
+        for arm in notebook.BOTH:  # both ensembles have members of both arms
+            assert {n for a, n in config.official if a == f"{arm}, tuned"}
+
+
+def test_scratch_may_have_the_compute_of_pretraining_and_fine_tuning(notebook):
+    one = notebook.to_objects(torch.from_numpy(toy_rows(1)[0]))
+    hidden = torch.zeros_like(one, dtype=torch.bool)
+    flops = {arm: notebook.complexity(notebook.build(arm), one)["flops"] for arm in notebook.BOTH}
+    pretraining = notebook.complexity(notebook.build("pre-training"), one, hidden)["flops"]
+    for config in notebook.CONFIGS.values():
+        passes = {arm: config.trainings[arm, 0].passes for arm in notebook.BOTH}
+        both = pretraining * config.pretraining.passes + flops["fine-tuned"] * passes["fine-tuned"]
+        assert flops["scratch"] * max(passes["scratch"], config.matched) >= both
 
 
 def test_pretraining_learns_and_its_encoder_starts_the_other_arms(notebook, short):
@@ -347,15 +363,68 @@ def test_pretraining_learns_and_its_encoder_starts_the_other_arms(notebook, shor
             np.testing.assert_array_equal(notebook.trained[still][1][name], value)
 
 
-def test_the_headline_networks_are_tuned_on_official_rows(notebook, short):
-    official = {("transfer", 100): replace(short, learning_rate=0.0)}
+def test_the_networks_of_stand_ins_are_tuned_on_official_rows(notebook, short):
+    official = {("scratch, tuned", 100): replace(short, learning_rate=0.0)}
     notebook.CONFIG = replace(notebook.CONFIG, trainings={("scratch", 0): short}, official=official)
-    notebook.headline, notebook.samples["official"] = "scratch", notebook.samples["main"]
+    notebook.samples["official"] = notebook.samples["main"]
     notebook.run_jobs(notebook.jobs_of("scratch"))
-    job = notebook.jobs_of("transfer", 100, "official")[1]
+    job = notebook.jobs_of("scratch, tuned", 100, "official")[1]
     notebook.run_jobs([job])
     _, second = notebook.jobs_of("scratch")
     assert_same_weights(notebook.trained[job][1], notebook.trained[second][1])
+
+
+def test_a_chosen_schedule_is_that_of_all_seeds(notebook, short):
+    notebook.CONFIG = replace(notebook.CONFIG, trainings={("scratch", n): short for n in (0, 50)})
+    notebook.rates["scratch"] = 7e-4
+    notebook.chosen["scratch", 0] = replace(short, passes=6)
+    assert {job.schedule for job in notebook.jobs_of("scratch")} == {replace(short, passes=6)}
+    (few,) = {job.schedule for job in notebook.jobs_of("scratch", 50)}
+    assert few == replace(short, learning_rate=7e-4)
+
+
+def test_what_is_trained_is_not_trained_again(notebook, short):
+    job = notebook.Job("scratch", 100, 0, short)
+    notebook.trained[job] = "done"
+    notebook.run_jobs([job])
+    assert notebook.trained == {job: "done"}
+
+
+def test_weight_decay_is_that_of_the_whole_training(notebook, short, monkeypatch):
+    built = []
+
+    class Spy(torch.optim.AdamW):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            built.append(options["weight_decay"])
+
+    monkeypatch.setattr(notebook.torch.optim, "AdamW", Spy)
+    notebook.run_job(notebook.Job("perceptron", 256, 0, replace(short, decay=0.6)), {})
+    steps = short.passes * (256 // short.batch_size)
+    assert built == [pytest.approx(0.6 / (short.learning_rate * steps))]
+
+
+def test_an_ensemble_is_the_mean_of_the_logits(notebook):
+    logits = np.random.default_rng(0).normal(0, 4, (3, 50)).astype(np.float32)
+    found = notebook.ensemble([notebook.probability(one) for one in logits])
+    np.testing.assert_allclose(found, notebook.probability(logits.astype(float).mean(0)), rtol=1e-5)
+    one = notebook.probability(logits[0])
+    np.testing.assert_allclose(notebook.ensemble([one]), one, rtol=1e-9)
+
+
+def test_dropout_acts_on_classifiers_in_training_only(notebook, objects):
+    o = objects[:16]
+
+    def differs(arm: str, part: str, *inputs: torch.Tensor) -> bool:
+        torch.manual_seed(0)
+        network = getattr(notebook.build(arm, dropout=0.5), part).train()
+        first, second = (network(*inputs) for _ in range(2))
+        assert torch.equal(network.eval()(*inputs), network(*inputs))
+        return not torch.equal(first, second)
+
+    assert differs("scratch", "encoder", o)
+    assert not differs("frozen", "encoder", o)  # its decoder should see what evaluation sees
+    assert not differs("pre-training", "encoder", o)  # hiding is noise enough
 
 
 def test_training_learns_and_comes_back_with_its_best_weights(notebook, short):
