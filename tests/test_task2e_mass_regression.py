@@ -363,6 +363,16 @@ def test_training_lowers_the_error_and_keeps_the_best_pass(notebook):
     assert error < 0.8 * np.abs(notebook.mass[check] - np.median(notebook.mass[rows])).mean()
 
 
+def test_trainings_on_fewer_jets_have_as_many_updates(notebook):
+    notebook.splits = notebook.splits._replace(train=np.arange(152_000))
+    for profile in ("standard", "full"):
+        config = notebook.CONFIGS[profile]
+        updates = 152_000 // notebook.batch_size_of(152_000, config)
+        assert updates == 152_000 // config.batch_size
+        for n_jets in (51_500, config.few):
+            assert n_jets // notebook.batch_size_of(n_jets, config) == pytest.approx(updates, 0.03)
+
+
 def test_variants_differ_from_the_network_in_one_thing(notebook):
     notebook.CONFIG = replace(notebook.CONFIG, few=30)
     reference, *others = (notebook.variant_jobs(name) for name in notebook.VARIANTS)
@@ -462,6 +472,11 @@ def test_statistics_per_bin(notebook):
     np.testing.assert_allclose(notebook.per_bin(values, "mass", np.median), [2, 4])
     rows = np.array([0, 0, 2])
     np.testing.assert_allclose(notebook.per_bin(values[rows], "mass", np.mean, rows), [1, 4])
+    notebook.m_test = np.array([1.0, 1.0, 2.0, 1.0, 1.0, 3.0])
+    one_training = notebook.in_bins(values, "mass", np.median)
+    np.testing.assert_allclose(one_training, [[2, 2]])
+    several = notebook.in_bins([values, 2 * values], "mass", np.mean, np.array([1, 4, 2]))
+    np.testing.assert_allclose(several, [[3, 2], [6, 4]])
     response = np.random.default_rng(0).normal(1, 0.2, 200_000)
     assert notebook.half_width(response) == pytest.approx(0.2 * 0.9945, rel=0.01)
 
