@@ -25,7 +25,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help all test data pdf site score independent results badges publish check bench colab-check clean distclean $(TASKS)
+.PHONY: help all test data pdf site score independent results badges publish reword check bench colab-check clean distclean $(TASKS)
 
 help:  ## this text
 	@echo "usage: make <target> [PROFILE=quick|standard|full] [DATA_SOURCE=auto|official|standin]"
@@ -64,6 +64,9 @@ score: $(READY)  ## score an independent sample: TASK=common_task1 DATA=a.hdf5[,
 
 publish: $(READY)  ## promote complete runs of PROFILE into the task folders and weights/ [TASK=...]
 	@$(PY) -m tools.publish --profile $(PROFILE) $(TASK)
+
+reword: $(READY)  ## today's texts into published notebooks whose code is the same [TASK=...]
+	@$(PY) -m tools.reword $(TASK)
 
 independent: $(READY)  ## published models on newly simulated events of another seed [TASK=...] [PROFILE=...]
 	@$(PY) -m tools.independent $(TASK) $(if $(filter command line,$(origin PROFILE)),--profile $(PROFILE))

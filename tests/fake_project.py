@@ -167,7 +167,8 @@ def executed_notebook(stamp: dict) -> nbformat.NotebookNode:
             ],
         ),
     ]
-    return nbformat.v4.new_notebook(cells=cells, metadata={"e2e": stamp})
+    language = {"name": "python", "version": "3.11.7"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": language, "e2e": stamp})
 
 
 def finished_run(

@@ -36,6 +36,11 @@ def publish(task: str, profile: str, allow_smaller: bool = False) -> None:
     metrics = read_json(run / "metrics.json")
     chosen = published_products(run, metrics)
     names = [f"{task}.pdf", *(path.name for path in chosen)]
+    promote(task, run, names, of_published(metrics, names))
+
+
+def promote(task: str, run: Path, names: list[str], metrics: dict) -> None:
+    """The notebook of ``run``, its files ``names`` and ``metrics`` become the published ones."""
     weights = paths.WEIGHTS / task
     notebook = paths.ROOT / task / f"{task}.ipynb"
     generated = [paths.ROOT / "README.md", paths.WEIGHTS / "README.md"]
@@ -47,7 +52,7 @@ def publish(task: str, profile: str, allow_smaller: bool = False) -> None:
             staging.mkdir(parents=True)
             for name in names:
                 shutil.copy2(run / name, staging / name)
-            write_json(staging / "metrics.json", of_published(metrics, names))
+            write_json(staging / "metrics.json", metrics)
             shutil.copy2(run / notebook.name, staged_notebook)
             with rolled_back_on_error([weights, notebook, *generated]):
                 os.replace(staging, weights)
