@@ -94,9 +94,11 @@ from e2e_utils.parallel import side_by_side
 from e2e_utils.seeds import seed_everything, torch_generator
 from e2e_utils.splits import duplicate_groups, split
 from e2e_utils.training import Training
-from task2b_superres_gan.cells import FRAME, active_cells, around, from_blocks, to_blocks, windows
+from task2b_superres_gan.cells import active_cells, around, from_blocks, to_blocks, windows
 from task2b_superres_gan.images import enlarged, impossible, patches, track_errors, uniform_split
-from task2b_superres_gan.scale import ECAL_SCALE, signed_exp, signed_log
+from task2b_superres_gan.patterns import ALLOWED, CONTRASTS, HITS, NONE, PATTERNS, USED, pattern_of
+from task2b_superres_gan.scale import signed_exp, signed_log
+from task2b_superres_gan.shares import coordinates, hcal_image, legal, shared_out
 
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "quick")  # smoke (tests), quick, standard, full
@@ -106,7 +108,9 @@ DATA = os.environ.get("DATA") or None  # other files of the official schema, com
 # %% [markdown]
 # A profile changes the number of jets, passes and trainings, never the method. This notebook is longer than most: a generator
 # that keeps every rule of the detector needs more code than a network that paints pixels, and it says little without
-# rivals that were built with the same care.
+# rivals that were built with the same care. Networks, losses and loops are here. Formulas without parameters are in modules
+# beside it: `cells.py` (pixels and lists of cells), `scale.py`, `patterns.py` and `shares.py` (pixels to coordinates and
+# back), `images.py` (what is counted and measured).
 
 
 # %%
@@ -191,7 +195,7 @@ print(f"cut-off {cut:.3f} GeV; of {len(high)} true jets: {impossible(high, low, 
 #
 # **Cells see each other.** Given the low resolution, neighbouring cells are not independent: one shower fills both, and a high
 # hit makes the detector read out all pixels within two of it. So cells are drawn in turns: first peaks, whose ECAL energy is
-# higher than that of the eight cells around; then other cells that may hold a high hit, in four colours of a checkerboard;
+# not below that of the eight cells around; then other cells that may hold a high hit, in four colours of a checkerboard;
 # then the rest in four colours. In each turn a cell knows the pixels that were drawn around it before. The product of these
 # conditional probabilities is an exact joint density of all pixels:
 # $$p(x\,|\,\ell)=\prod_{k=0}^{8}\;\prod_{i\in\text{turn }k}p\bigl(x_i\,|\,\ell,\;x_j:\,j\text{ beside }i,\ \text{turn}(j)<k\bigr).$$
@@ -234,19 +238,6 @@ FEATURES = 2 * 3 * WINDOW + 2 * 8 + 2
 # **HCAL.** The tower's energy is that of a cell inside. Where an input does not fit this (it is no HCAL image then), the cell is
 # shared evenly, so that every image keeps its energies.
 
-# %%
-SOURCE = [5 * (pixel // 5) // 2 + 1 for pixel in range(HIGH)]  # a whole cell of the pixel's tower
-
-
-def hcal_image(low: torch.Tensor) -> torch.Tensor:
-    """The HCAL at high resolution (B, 1, 125, 125) of (B, 3, 64, 64)."""
-    blocks = to_blocks(low[:, 2:][:, :, SOURCE][:, :, :, SOURCE])[:, :, 0]  # (B, 4096, 4)
-    energy, frame = 4 * low[:, 2].flatten(1).unsqueeze(2), FRAME.to(low)
-    fits = (blocks.sum(2, keepdim=True) - energy).abs() <= 1e-5 * energy.abs()
-    even = energy * frame / frame.sum(1, keepdim=True).clamp(min=1)
-    return from_blocks(torch.where(fits, blocks, even).unsqueeze(2))
-
-
 # %% [markdown]
 # **Occupancy.** Which of the four pixels are hit is one of 15 patterns, drawn from a softmax, tracks first, then ECAL given the
 # tracks. Patterns with more tracks than the energy can pay for have probability zero.
@@ -256,59 +247,6 @@ def hcal_image(low: torch.Tensor) -> torch.Tensor:
 # $y=\mathrm{asinh}(x/s)$, $s=50$ MeV, and $x_i=s\sinh(y_i+t)$ with the one $t$ that conserves the energy,
 # $$e^{t}=\frac{e+\sqrt{e^2+AB}}{A},\qquad e=\frac{E}{s},\quad A=\sum_j e^{y_j},\quad B=\sum_j e^{-y_j}.$$
 # Both maps are one-to-one between pixels and $(E,u)$. The density of $u$ is a mixture of correlated normals.
-
-# %%
-PATTERNS = 15  # non-empty subsets of four pixels: number p stands for the bits of p + 1
-NONE = 15  # a channel without energy in this cell
-HITS = torch.tensor(
-    [[(p + 1) >> bit & 1 for bit in range(4)] for p in range(15)] + [[0] * 4]
-).float()
-ALLOWED = ~((HITS[None, :15] > 0) & (FRAME[:, None] == 0)).any(2)  # (4096, 15)
-
-
-def contrast_matrix(hits: tuple[float, ...]) -> np.ndarray:
-    """Orthonormal contrasts (3, 4) of the hit pixels: rows that sum to zero, unused ones zero."""
-    chosen, matrix = np.flatnonzero(hits), np.zeros((3, 4))
-    for n in range(1, len(chosen)):  # Helmert: the next pixel against the mean of those before
-        matrix[n - 1, chosen[:n]] = 1 / np.sqrt(n * (n + 1))
-        matrix[n - 1, chosen[n]] = -n / np.sqrt(n * (n + 1))
-    return matrix
-
-
-CONTRASTS = torch.tensor(np.array([contrast_matrix(row) for row in HITS.tolist()])).float()
-USED = (CONTRASTS.abs().sum(2) > 0).float()  # (16, 3) contrasts that a pattern has
-
-
-def pattern_of(x: torch.Tensor) -> torch.Tensor:
-    """Hit pattern (n, C) of pixels (n, C, 4): 0 to 14, or NONE."""
-    number = ((x != 0) * torch.tensor([1, 2, 4, 8], device=x.device)).sum(2)
-    return torch.where(number == 0, NONE, number - 1)
-
-
-# %%
-def coordinates(x: torch.Tensor, cut: float) -> torch.Tensor:
-    """Pixels of tracks and ECAL (n, 2, 4) -> y of the hit ones: ln(x - cut) and asinh(x / s)."""
-    track = torch.where(x[:, 0] != 0, (x[:, 0] - cut).clamp(min=1e-3), 1.0).log()
-    return torch.stack([track, 3 * signed_log(x[:, 1])], 1)
-
-
-def shared_out(energy: torch.Tensor, hits: torch.Tensor, y: torch.Tensor, cut: float) -> torch.Tensor:  # fmt: skip
-    """Pixels (n, 2, 4) that add up to ``energy`` (n, 2); ``hits`` (n, 2, 4) is 0 or 1, y any number."""
-    count = hits.sum(2)
-    y = (y - (hits * y).sum(2, keepdim=True) / count.clamp(min=1).unsqueeze(2)).clamp(-15, 15)
-    up = hits * (y * hits).exp()
-    total = up.sum(2).clamp(min=1e-12)  # (n, 2)
-    free = energy[:, 0] - cut * count[:, 0]
-    track = cut * hits[:, 0] + free[:, None] * up[:, 0] / total[:, 0, None]
-    y, hit, a = y[:, 1], hits[:, 1], total[:, 1]
-    b = (hit * (-y * hit).exp()).sum(1).clamp(min=1e-12)
-    e = energy[:, 1] / ECAL_SCALE
-    root = e.abs() + (e.square() + a * b).sqrt()  # the sum without cancellation
-    w = torch.where(e >= 0, root / a, b / root)[:, None]  # e^t
-    x = torch.stack([track, ECAL_SCALE / 2 * hit * (y.exp() * w - (-y).exp() / w)], 1)
-    # Rounding is given back evenly, so that the sum is the energy to the last digits.
-    return x + hits * ((energy - x.sum(2)) / count.clamp(min=1)).unsqueeze(2)
-
 
 # %% [markdown]
 # **One frame for all generators.** A subclass says in `draw` how a cell is shared. Noise is an input: the same noise gives the
@@ -515,16 +453,6 @@ ABSENT = -2.0  # a pixel without a hit, on the signed log scale
 BEFORE = torch.tril(torch.ones(8, 8), -1)  # pixel i of a cell is drawn given those before
 
 
-def legal(hits: torch.Tensor, y: torch.Tensor, energy: torch.Tensor, cell: torch.Tensor, cut: float) -> torch.Tensor:  # fmt: skip
-    """Hits (n, 2, 4) inside the image that the energy can pay for; else the one with the largest y."""
-    frame = FRAME.to(y)[cell].unsqueeze(1)  # (n, 1, 4)
-    hits = hits * frame
-    count = hits.sum(2)
-    paid = (count > 0) & ((count == 1) | (count * torch.stack([cut, 0 * cut]) <= energy.abs()))
-    single = F.one_hot(torch.where(frame > 0, y, -torch.inf).argmax(2), 4).to(hits)
-    return torch.where(paid.unsqueeze(2), hits, single) * (energy != 0).unsqueeze(2)
-
-
 # %%
 class CellFlow(CellByCell):
     """Autoregressive flow of the eight pixels of a cell, given the low resolution around it."""
@@ -618,8 +546,8 @@ class Table(CellByCell):
 
 # %% [markdown]
 # **Image networks**, as for photographs: SRResNet (residual blocks, pixel shuffle, pixel loss), and the same network with an
-# adversarial loss after that, as in ESRGAN (arXiv:1609.04802, 1809.00219), at about the cost of the generator. They paint all pixels
-# freely.
+# adversarial loss after that, as in ESRGAN (arXiv:1609.04802, 1809.00219). They paint all
+# pixels freely. A table in section 4 says what each training costs.
 
 
 # %%
@@ -775,14 +703,15 @@ class Opponent:
         self.accelerator, self.judge = accelerator, accelerator.unwrap_model(self.network).network
 
     def step(self, generator: nn.Module, low: torch.Tensor, high: torch.Tensor) -> None:
-        """One step on the jets of a batch."""
+        """Four steps, each on a quarter of the patches of these jets."""
         with torch.no_grad():
-            pairs = patch_pairs(low, high, drawn(generator, low))
+            real, fake = patch_pairs(low, high, drawn(generator, low))
         self.judge.requires_grad_(True)
-        loss = self.network(*pairs)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        self.optimizer.step()
+        for part in torch.randperm(len(real)).chunk(4):
+            loss = self.network(real[part], fake[part])
+            self.optimizer.zero_grad()
+            self.accelerator.backward(loss)
+            self.optimizer.step()
         self.judge.requires_grad_(False)  # the generator's gradients pass it and change nothing
 
     def prepare(self, generator: nn.Module, rows: np.ndarray, seed: int) -> float:
@@ -795,8 +724,8 @@ class Opponent:
 
 
 # %% [markdown]
-# **The loop** is the same for every network. A batch of 32 jets makes one step of the generator and four of the discriminator,
-# on one jet each. After every pass the moving average of the weights is scored on validation jets: by its own loss, or in
+# **The loop** is the same for every network. A batch of 32 jets makes one step of the generator and, before it, four of the discriminator
+# on the patches of four jets. After every pass the moving average of the weights is scored on validation jets: by its own loss, or in
 # the adversarial training by how well a convolutional network tells its patches from true ones.
 
 
@@ -831,7 +760,7 @@ def train(job: Job, network: nn.Module, rows: np.ndarray) -> pd.DataFrame:
     optimizer = torch.optim.AdamW(network.parameters(), job.rate, (0.9, 0.98), weight_decay=1e-4)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.rate, steps, pct_start=0.1)
     opponent = Opponent(accelerator) if job.weight else None
-    few = max(1, size // 32)  # jets of a step of the discriminator
+    few = max(1, size // 8)  # jets on which the discriminator learns, as those on which it teaches
     folder, step = run.directory / "state" / job.name, OnePass(network, pass_of)
     fit = Training(folder, step, optimizer, cycle, accelerator, ema_decay=0.995, higher_is_better=False)  # fmt: skip
     for number in fit.epochs(job.passes):
@@ -842,8 +771,7 @@ def train(job: Job, network: nn.Module, rows: np.ndarray) -> pd.DataFrame:
         for batch in fit.batches(rows, size, job.seed):
             low, high = dataset.pair(batch, fit.device)
             if opponent:
-                for part in list(zip(low.split(few), high.split(few), strict=True))[:4]:
-                    opponent.step(network, *part)
+                opponent.step(network, low[:few], high[:few])
             loss = fit.network(low, high, opponent and opponent.judge, job.weight)
             losses.append(loss.item())
             fit.backward(loss)
@@ -946,7 +874,7 @@ def judged(name: str, real: np.ndarray, fake: np.ndarray, jet: np.ndarray) -> di
 
     def scores() -> dict[str, np.ndarray]:
         flat = x[:, :3].reshape(len(x), -1)
-        trees = HistGradientBoostingClassifier(min_samples_leaf=50, max_iter=800, random_state=0)
+        trees = HistGradientBoostingClassifier(min_samples_leaf=50, max_iter=400, random_state=0)
         rows = learn & ~stop
         trees = fit_trees(trees, flat[rows], label[rows], flat[stop], label[stop])
         trees = trees.decision_function(flat[~learn])
@@ -1464,7 +1392,7 @@ metrics = run.save_metrics(
 # already good. *The weight* $\lambda$: the likelihood is in nats per cell and the charge is standardised, so that one tenth is
 # a correction and one an equal partner; zero is the control. The image network takes the weight of the GAN, with a loss on
 # another scale, so it may not be at its best. *Steps.* Four steps of the discriminator for one of the generator keep it up to
-# date; one jet per step has hundreds of patches. *The discriminator* is convolutional, so it need not learn the same rule
+# date; four jets have about a thousand patches. *The discriminator* is convolutional, so it need not learn the same rule
 # again at every place, and it begins as an ordinary classifier: what it can tell, it tells before it teaches. *The gradient.*
 # Passing drawn hits straight through, as if they were their probabilities, is biased where a patch changes in jumps. The
 # gradient of the log-probabilities is noisy but right, and the comparison with the real patch of the same place takes
