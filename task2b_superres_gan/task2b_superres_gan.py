@@ -45,12 +45,11 @@ show_results("task2b_superres_gan")
 # **What was found.** The low resolution fixes more than it seems: the energy of every cell and the whole HCAL, which needs no
 # network. What is left is how four pixels share the tracks and the ECAL energy of a cell, and the difficulty there is that
 # cells depend on each other: around a high hit the detector reads out a square of pixels, across the borders of cells. A
-# generator that draws cells in turns, each knowing what was drawn around it, makes patches that boosted trees and a
-# convolutional network tell from true ones far less often than those of its rivals: independent cells, a conditional flow
-# per cell, a table of training cells, and image networks, which also make jets that cannot exist. The adversarial term adds
-# nothing measurable to the generator that knows its neighbours, because it finds nothing to teach: the same discriminator
-# tells the patches of independent cells at once, and hardly those of cells in turns. Super-resolution adds nothing to
-# quark-gluon tagging: a tagger on generated jets is no better than one on the low resolution.
+# generator that draws cells in turns, each knowing what was drawn around it, makes patches that are harder to tell from true
+# ones than those of independent cells after as many passes, of a table of training cells, and of image networks, which also
+# make jets that cannot exist. What the adversarial term adds to that stands in the column *minus likelihood alone*: there
+# the same generator trained for the same time without a discriminator. Section 7 puts the close comparisons into words:
+# the adversarial term, the conditional flow, the places of tracks, and what super-resolution is worth to a quark-gluon tagger.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -61,6 +60,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import joblib
@@ -69,12 +69,13 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
+from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 from torch.nn import functional as F
 
 from data.loaders import load_super_resolution
 from e2e_utils import plotting
-from e2e_utils.boosting import tuned_trees
+from e2e_utils.boosting import fit_trees, tuned_trees
 from e2e_utils.checkpoints import computed_once, save_weights
 from e2e_utils.comparison import Comparison, half_width
 from e2e_utils.complexity import complexity
@@ -88,11 +89,16 @@ from e2e_utils.machine import make_accelerator
 from e2e_utils.metric_text import format_entry
 from e2e_utils.metrics import roc_auc
 from e2e_utils.notebook import show_claims, start_run, update_results
-from e2e_utils.onnx_export import check_parity, export_onnx
+from e2e_utils.onnx_export import export_onnx, open_session
 from e2e_utils.parallel import side_by_side
 from e2e_utils.seeds import seed_everything, torch_generator
 from e2e_utils.splits import duplicate_groups, split
 from e2e_utils.training import Training
+from task2b_superres_gan.cells import active_cells, around, from_blocks, to_blocks, windows
+from task2b_superres_gan.images import enlarged, impossible, patches, track_errors, uniform_split
+from task2b_superres_gan.patterns import ALLOWED, CONTRASTS, HITS, NONE, PATTERNS, USED, pattern_of
+from task2b_superres_gan.scale import signed_exp, signed_log
+from task2b_superres_gan.shares import coordinates, hcal_image, legal, shared_out
 
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "quick")  # smoke (tests), quick, standard, full
@@ -102,7 +108,9 @@ DATA = os.environ.get("DATA") or None  # other files of the official schema, com
 # %% [markdown]
 # A profile changes the number of jets, passes and trainings, never the method. This notebook is longer than most: a generator
 # that keeps every rule of the detector needs more code than a network that paints pixels, and it says little without
-# rivals that were built with the same care.
+# rivals that were built with the same care. Networks, losses and loops are here. Formulas without parameters are in modules
+# beside it: `cells.py` (pixels and lists of cells), `scale.py`, `patterns.py` and `shares.py` (pixels to coordinates and
+# back), `images.py` (what is counted and measured).
 
 
 # %%
@@ -114,19 +122,19 @@ class Config:
     passes: dict[str, int]  # over the training jets, by arm
     batch_size: int = 32  # jets
     pretraining: int = 400  # jets on which the discriminator is trained alone
-    weights: tuple[float, ...] = ()  # of the adversarial term, that are tried
-    judged: int = 12  # patches per test jet that the judges get
+    weights: tuple[float, ...] = (0.1,)  # of the adversarial term, that are tried
+    judged: int = 8  # patches per test jet that the judges get
     tagger_jets: int = 8_000
     resamples: int = 100  # of the bootstrap of FPD
 
 
-PASSES = {"start": 7, "likelihood": 8, "gan": 1, "independent": 7, "flow": 4, "srresnet": 2, "esrgan": 1}  # fmt: skip
-QUICK = dict.fromkeys(PASSES, 1) | {"start": 2}
+PASSES = {"start": 4, "likelihood": 5, "gan": 1, "independent": 9, "flow": 9, "srresnet": 3, "esrgan": 1}  # fmt: skip
+FEW = dict.fromkeys(PASSES, 1) | {"independent": 2, "flow": 2}  # as many as start and likelihood
 CONFIGS = {
-    "smoke": Config((0, 1), dict.fromkeys(PASSES, 1), 32, 20, (0.1, 0.3), 4, 60, 4),
-    "quick": Config((0, 1), QUICK, 32, 100, (), 4, 400, 10),
-    "standard": Config((0, 1, 2), PASSES, weights=(0.1, 0.3)),
-    "full": Config((0, 1, 2, 3, 4), {arm: 4 * n for arm, n in PASSES.items()}, 64, 2_000, (0.1, 0.3, 1.0), 24, 50_000),
+    "smoke": Config((0, 1), FEW, 32, 20, (0.1, 1.0), 4, 60, 4),
+    "quick": Config((0, 1), FEW, 32, 100, judged=4, tagger_jets=400, resamples=10),
+    "standard": Config((0, 1, 2), PASSES),
+    "full": Config((0, 1, 2, 3, 4), {arm: 4 * n for arm, n in PASSES.items()}, 64, 2_000, (0.1, 1.0), 24, 50_000),
 }  # fmt: skip
 CONFIG = CONFIGS[PROFILE]
 CHANNELS = ("track pT", "ECAL", "HCAL")
@@ -153,37 +161,12 @@ parts = splits._asdict().items()
 print(", ".join(f"{p}: {len(rows):,} jets, {y[rows].mean():.1%} quarks" for p, rows in parts))
 
 
-# %%
-def to_blocks(high: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, 125, 125) -> the four pixels of every low-resolution cell, (B, 4096, C, 4)."""
-    blocks = F.pad(high, (1, 2, 1, 2)).view(high.shape[0], -1, LOW, 2, LOW, 2)
-    return blocks.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)
-
-
-def from_blocks(blocks: torch.Tensor) -> torch.Tensor:
-    """The inverse: (B, 4096, C, 4) -> (B, C, 125, 125)."""
-    blocks = blocks.view(blocks.shape[0], LOW, LOW, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return blocks.flatten(4).flatten(2, 3)[:, :, 1 : HIGH + 1, 1 : HIGH + 1]
-
-
-FRAME = to_blocks(torch.ones(1, 1, HIGH, HIGH))[0, :, 0]  # (4096, 4): 1 for pixels in the image
-
-
 # %% [markdown]
 # **What is unknown?** Nothing about the energy of a cell, only how its four pixels share it. Of the HCAL nothing at all: a
 # tower is $5\times5$ pixels that share one energy evenly, and every tower contains whole cells, from which its energy can be
 # read. The rest of the notebook is about tracks and the ECAL. A track is one pixel, and only its surroundings could say
 # which of the four. The ECAL has the granularity of the image: showers cover several pixels, and around high hits
-# $5\times5$ pixels are read out whatever they hold, also below zero. The table counts active cells by their hit pixels.
-
-# %%
-low, high = dataset.pair(splits.train[:500])
-hits = (to_blocks(high) != 0).sum(3).flatten(0, 1)  # (cells, 3)
-active = (hits > 0).sum(0)  # (3,)
-frame = pd.DataFrame({f"{n} hit": (hits == n).sum(0) / active for n in (1, 2, 3, 4)}, CHANNELS)
-frame = frame.map("{:.1%}".format)
-frame.insert(0, "active cells per jet", (active / len(high)).round().int().numpy())
-display(frame)
+# $5\times5$ pixels are read out whatever they hold, also below zero.
 
 # %% [markdown]
 # **What no jet can have**, and what is counted below for every image: a cell whose pixels do not add up to its energy; a
@@ -198,20 +181,9 @@ def lowest_track(rows: np.ndarray) -> float:
     return 0.99 * min(float(x[x > 0].min()) for x in tracks)
 
 
-def impossible(images: torch.Tensor, low: torch.Tensor, cut: float) -> np.ndarray:
-    """How many of each (3,): cells that do not add up, tracks below ``cut``, unequal towers."""
-    energy = 4 * low.flatten(2).permute(0, 2, 1)  # (B, 4096, 3)
-    blocks = to_blocks(images)
-    off = (blocks.sum(3) - energy).abs() > 1e-4 * energy.abs() + 1e-4
-    track, enough = blocks[:, :, 0], energy[:, :, 0, None] >= cut
-    below = (track != 0) & (track < 0.999 * cut) & enough
-    towers = images[:, 2].unflatten(2, (25, 5)).unflatten(1, (25, 5))  # (B, 25, 5, 25, 5)
-    unequal = towers.amax((2, 4)) - towers.amin((2, 4)) > 1e-3 * towers.abs().amax((2, 4))
-    return np.array([off.sum().item(), below.sum().item(), unequal.sum().item()])
-
-
 cut = lowest_track(splits.train)
-print(f"cut-off {cut:.3f} GeV; of {len(high)} true jets: {impossible(high, low, cut)}")
+low, high = dataset.pair(splits.train[:500])
+print(f"cut-off {cut:.3f} GeV; of {len(high)} true jets: {impossible(high, low, cut).sum(0)}")
 
 # %% [markdown]
 # ## 3. Model
@@ -223,16 +195,14 @@ print(f"cut-off {cut:.3f} GeV; of {len(high)} true jets: {impossible(high, low, 
 #
 # **Cells see each other.** Given the low resolution, neighbouring cells are not independent: one shower fills both, and a high
 # hit makes the detector read out all pixels within two of it. So cells are drawn in turns: first peaks, whose ECAL energy is
-# higher than that of the eight cells around; then other cells that may hold a high hit, in four colours of a checkerboard;
+# not below that of the eight cells around; then other cells that may hold a high hit, in four colours of a checkerboard;
 # then the rest in four colours. In each turn a cell knows the pixels that were drawn around it before. The product of these
 # conditional probabilities is an exact joint density of all pixels:
 # $$p(x\,|\,\ell)=\prod_{k=0}^{8}\;\prod_{i\in\text{turn }k}p\bigl(x_i\,|\,\ell,\;x_j:\,j\text{ beside }i,\ \text{turn}(j)<k\bigr).$$
 
 # %%
-ECAL_SCALE = 0.05  # GeV, about the noise of a crystal
 REACH = 3  # low-resolution cells on each side that a network sees
 WINDOW = (2 * REACH + 1) ** 2
-INSIDE = FRAME.any(1)  # (4096,): the last row and column of cells have no pixel
 COLOUR = torch.tensor([[0, 2], [3, 1]]).repeat(LOW // 2, LOW // 2)  # (64, 64)
 HOT = 0.5  # GeV of a cell: below, none of its pixels has the surroundings read out
 TURNS = 9
@@ -244,45 +214,6 @@ def turns(low: torch.Tensor) -> torch.Tensor:
     peak = (ecal > 0) & (ecal == F.max_pool2d(ecal, 3, 1, 1))
     turn = 1 + COLOUR.to(low.device) + torch.where(4 * ecal < HOT, 4, 0)
     return torch.where(peak, 0, turn)[:, 0]
-
-
-def signed_log(x: torch.Tensor) -> torch.Tensor:
-    """asinh(x / 0.05 GeV) / 3: linear at the noise, logarithmic above, from 0 to about 3."""
-    z = x.abs() / ECAL_SCALE  # not every ONNX runtime has an asinh
-    return x.sign() * (z + (z.square() + 1).sqrt()).log() / 3
-
-
-def signed_exp(v: torch.Tensor) -> torch.Tensor:
-    """The inverse, in GeV."""
-    return ECAL_SCALE * ((3 * v).exp() - (-3 * v).exp()) / 2
-
-
-# %%
-def active_cells(low: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Jet and cell number (row * 64 + column) of the cells with tracks or ECAL energy; (n,) each."""
-    active = (low[:, :2] != 0).any(1).flatten(1) & INSIDE.to(low.device)
-    jet, cell = active.nonzero().unbind(1)
-    return jet, cell
-
-
-def windows(values: torch.Tensor, jet: torch.Tensor, cell: torch.Tensor, reach: int) -> torch.Tensor:  # fmt: skip
-    """Windows of (B, C, 64, 64) around cells: (n, C, (2 reach + 1)^2), zero outside."""
-    channels, side = values.shape[1], LOW + 2 * reach
-    flat = F.pad(values, (reach,) * 4).reshape(-1)
-    steps = torch.arange(2 * reach + 1, device=values.device)
-    window = (steps[:, None] * side + steps).flatten()
-    plane = torch.arange(channels, device=values.device) * side * side
-    first = jet * channels * side * side + cell // LOW * side + cell % LOW
-    return flat[first[:, None, None] + plane[:, None] + window]
-
-
-def around(jet: torch.Tensor, cell: torch.Tensor, jets: int) -> torch.Tensor:
-    """Rows of the list of cells that are the 3 x 3 around each: (n, 9), n for inactive ones."""
-    rows = torch.arange(jet.shape[0], device=jet.device) + 1
-    number = torch.zeros(jets, LOW * LOW, dtype=torch.long, device=jet.device)
-    number = number.index_put((jet, cell), rows).view(-1, 1, LOW, LOW)
-    found = windows(number, jet, cell, 1)[:, 0] - 1
-    return torch.where(found < 0, jet.shape[0], found)
 
 
 # %%
@@ -307,19 +238,6 @@ FEATURES = 2 * 3 * WINDOW + 2 * 8 + 2
 # **HCAL.** The tower's energy is that of a cell inside. Where an input does not fit this (it is no HCAL image then), the cell is
 # shared evenly, so that every image keeps its energies.
 
-# %%
-SOURCE = [5 * (pixel // 5) // 2 + 1 for pixel in range(HIGH)]  # a whole cell of the pixel's tower
-
-
-def hcal_image(low: torch.Tensor) -> torch.Tensor:
-    """The HCAL at high resolution (B, 1, 125, 125) of (B, 3, 64, 64)."""
-    blocks = to_blocks(low[:, 2:][:, :, SOURCE][:, :, :, SOURCE])[:, :, 0]  # (B, 4096, 4)
-    energy, frame = 4 * low[:, 2].flatten(1).unsqueeze(2), FRAME.to(low)
-    fits = (blocks.sum(2, keepdim=True) - energy).abs() <= 1e-5 * energy.abs()
-    even = energy * frame / frame.sum(1, keepdim=True).clamp(min=1)
-    return from_blocks(torch.where(fits, blocks, even).unsqueeze(2))
-
-
 # %% [markdown]
 # **Occupancy.** Which of the four pixels are hit is one of 15 patterns, drawn from a softmax, tracks first, then ECAL given the
 # tracks. Patterns with more tracks than the energy can pay for have probability zero.
@@ -329,59 +247,6 @@ def hcal_image(low: torch.Tensor) -> torch.Tensor:
 # $y=\mathrm{asinh}(x/s)$, $s=50$ MeV, and $x_i=s\sinh(y_i+t)$ with the one $t$ that conserves the energy,
 # $$e^{t}=\frac{e+\sqrt{e^2+AB}}{A},\qquad e=\frac{E}{s},\quad A=\sum_j e^{y_j},\quad B=\sum_j e^{-y_j}.$$
 # Both maps are one-to-one between pixels and $(E,u)$. The density of $u$ is a mixture of correlated normals.
-
-# %%
-PATTERNS = 15  # non-empty subsets of four pixels: number p stands for the bits of p + 1
-NONE = 15  # a channel without energy in this cell
-HITS = torch.tensor(
-    [[(p + 1) >> bit & 1 for bit in range(4)] for p in range(15)] + [[0] * 4]
-).float()
-ALLOWED = ~((HITS[None, :15] > 0) & (FRAME[:, None] == 0)).any(2)  # (4096, 15)
-
-
-def contrast_matrix(hits: tuple[float, ...]) -> np.ndarray:
-    """Orthonormal contrasts (3, 4) of the hit pixels: rows that sum to zero, unused ones zero."""
-    chosen, matrix = np.flatnonzero(hits), np.zeros((3, 4))
-    for n in range(1, len(chosen)):  # Helmert: the next pixel against the mean of those before
-        matrix[n - 1, chosen[:n]] = 1 / np.sqrt(n * (n + 1))
-        matrix[n - 1, chosen[n]] = -n / np.sqrt(n * (n + 1))
-    return matrix
-
-
-CONTRASTS = torch.tensor(np.array([contrast_matrix(row) for row in HITS.tolist()])).float()
-USED = (CONTRASTS.abs().sum(2) > 0).float()  # (16, 3) contrasts that a pattern has
-
-
-def pattern_of(x: torch.Tensor) -> torch.Tensor:
-    """Hit pattern (n, C) of pixels (n, C, 4): 0 to 14, or NONE."""
-    number = ((x != 0) * torch.tensor([1, 2, 4, 8], device=x.device)).sum(2)
-    return torch.where(number == 0, NONE, number - 1)
-
-
-# %%
-def coordinates(x: torch.Tensor, cut: float) -> torch.Tensor:
-    """Pixels of tracks and ECAL (n, 2, 4) -> y of the hit ones: ln(x - cut) and asinh(x / s)."""
-    track = torch.where(x[:, 0] != 0, (x[:, 0] - cut).clamp(min=1e-3), 1.0).log()
-    return torch.stack([track, 3 * signed_log(x[:, 1])], 1)
-
-
-def shared_out(energy: torch.Tensor, hits: torch.Tensor, y: torch.Tensor, cut: float) -> torch.Tensor:  # fmt: skip
-    """Pixels (n, 2, 4) that add up to ``energy`` (n, 2); ``hits`` (n, 2, 4) is 0 or 1, y any number."""
-    count = hits.sum(2)
-    y = (y - (hits * y).sum(2, keepdim=True) / count.clamp(min=1).unsqueeze(2)).clamp(-15, 15)
-    up = hits * (y * hits).exp()
-    total = up.sum(2).clamp(min=1e-12)  # (n, 2)
-    free = energy[:, 0] - cut * count[:, 0]
-    track = cut * hits[:, 0] + free[:, None] * up[:, 0] / total[:, 0, None]
-    y, hit, a = y[:, 1], hits[:, 1], total[:, 1]
-    b = (hit * (-y * hit).exp()).sum(1).clamp(min=1e-12)
-    e = energy[:, 1] / ECAL_SCALE
-    root = e.abs() + (e.square() + a * b).sqrt()  # the sum without cancellation
-    w = torch.where(e >= 0, root / a, b / root)[:, None]  # e^t
-    x = torch.stack([track, ECAL_SCALE / 2 * hit * (y.exp() * w - (-y).exp() / w)], 1)
-    # Rounding is given back evenly, so that the sum is the energy to the last digits.
-    return x + hits * ((energy - x.sum(2)) / count.clamp(min=1)).unsqueeze(2)
-
 
 # %% [markdown]
 # **One frame for all generators.** A subclass says in `draw` how a cell is shared. Noise is an input: the same noise gives the
@@ -588,16 +453,6 @@ ABSENT = -2.0  # a pixel without a hit, on the signed log scale
 BEFORE = torch.tril(torch.ones(8, 8), -1)  # pixel i of a cell is drawn given those before
 
 
-def legal(hits: torch.Tensor, y: torch.Tensor, energy: torch.Tensor, cell: torch.Tensor, cut: float) -> torch.Tensor:  # fmt: skip
-    """Hits (n, 2, 4) inside the image that the energy can pay for; else the one with the largest y."""
-    frame = FRAME.to(y)[cell].unsqueeze(1)  # (n, 1, 4)
-    hits = hits * frame
-    count = hits.sum(2)
-    paid = (count > 0) & ((count == 1) | (count * torch.stack([cut, 0 * cut]) <= energy.abs()))
-    single = F.one_hot(torch.where(frame > 0, y, -torch.inf).argmax(2), 4).to(hits)
-    return torch.where(paid.unsqueeze(2), hits, single) * (energy != 0).unsqueeze(2)
-
-
 # %%
 class CellFlow(CellByCell):
     """Autoregressive flow of the eight pixels of a cell, given the low resolution around it."""
@@ -691,8 +546,8 @@ class Table(CellByCell):
 
 # %% [markdown]
 # **Image networks**, as for photographs: SRResNet (residual blocks, pixel shuffle, pixel loss), and the same network with an
-# adversarial loss after that, as in ESRGAN (arXiv:1609.04802, 1809.00219), at about the cost of the generator. They paint all pixels
-# freely.
+# adversarial loss after that, as in ESRGAN (arXiv:1609.04802, 1809.00219). They paint all
+# pixels freely. A table in section 4 says what each training costs.
 
 
 # %%
@@ -727,22 +582,10 @@ class ImageNetwork(nn.Module):
     def adversarial_loss(self, low: torch.Tensor, high: torch.Tensor, judge: nn.Module) -> torch.Tensor:  # fmt: skip
         """Gradients pass the discriminator to the pixels: nothing here is drawn."""
         real, fake = map(judge, patch_pairs(low, high, drawn(self, low)))
-        return relativistic_loss(fake, real)
+        return F.softplus(real - fake).mean()
 
 
 # %%
-def uniform_split(low: torch.Tensor) -> torch.Tensor:
-    """Every cell's energy shared evenly among its pixels: (B, 3, 125, 125)."""
-    frame = FRAME.to(low)
-    share = (frame / frame.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)  # (4096, 1, 4)
-    return from_blocks(4 * low.flatten(2).permute(0, 2, 1).unsqueeze(3) * share)
-
-
-def enlarged(low: torch.Tensor, mode: str) -> torch.Tensor:
-    """Interpolation of the cells' values at the pixels: "nearest" or "bicubic"."""
-    return F.interpolate(low, scale_factor=2, mode=mode)[:, :, 1 : HIGH + 1, 1 : HIGH + 1]
-
-
 def build(arm: str, cut: float = 0.0) -> nn.Module:
     """A fresh network of an arm; seed the generators first."""
     if arm in ("srresnet", "esrgan"):
@@ -752,17 +595,8 @@ def build(arm: str, cut: float = 0.0) -> nn.Module:
     return Generator(arm != "independent", cut)
 
 
-# %% [markdown]
-# What each network costs for one jet.
-
-# %%
 ARMS = ("gan", "likelihood", "independent", "flow", "srresnet", "esrgan")
-one, sizes = dataset.pair(splits.train[:1])[0], {}
-for arm in ARMS:
-    seed_everything(0)
-    network = build(arm, cut)
-    sizes[arm] = complexity(network, one, torch.randn(1, network.noise, LOW, LOW))
-display(pd.DataFrame(sizes).T.rename_axis("arm"))
+
 
 # %% [markdown]
 # ## 4. Training
@@ -785,14 +619,6 @@ display(pd.DataFrame(sizes).T.rename_axis("arm"))
 
 # %%
 R1 = 0.1  # gamma
-
-
-def patches(images: torch.Tensor, jet: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """Pixels around cells (n, 6, 6, 6): three channels on the signed log scale, and their hits."""
-    planes = signed_log(to_blocks(images)).flatten(2).permute(0, 2, 1)  # (B, 12, 4096)
-    values = windows(planes.unflatten(2, (LOW, LOW)), jet, cell, 1).view(-1, 3, 2, 2, 3, 3)
-    values = values.permute(0, 1, 4, 2, 5, 3).reshape(-1, 3, 6, 6)  # (n, C, 3, 2, 3, 2) before
-    return torch.cat([values, (values != 0).to(values)], 1)
 
 
 class PatchCNN(nn.Module):
@@ -827,18 +653,13 @@ def fit_classifier(network: nn.Module, x: torch.Tensor, label: torch.Tensor, pas
 
 
 # %%
-def relativistic_loss(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
-    """mean F.softplus(worse - better): -ln of the probability that each pair is ranked right."""
-    return F.softplus(worse - better).mean()
-
-
 def discriminator_loss(judge: nn.Module, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Real patches are to score higher than drawn ones of the same place, with a bounded slope."""
     real = real.detach().requires_grad_()
     score = judge(real)
     (slope,) = torch.autograd.grad(score.sum(), real, create_graph=True)
     penalty = R1 / 2 * slope.square().flatten(1).sum(1).mean()
-    return relativistic_loss(score, judge(fake.detach())) + penalty
+    return F.softplus(judge(fake.detach()) - score).mean() + penalty
 
 
 # %%
@@ -882,14 +703,15 @@ class Opponent:
         self.accelerator, self.judge = accelerator, accelerator.unwrap_model(self.network).network
 
     def step(self, generator: nn.Module, low: torch.Tensor, high: torch.Tensor) -> None:
-        """One step on the jets of a batch."""
+        """Four steps, each on a quarter of the patches of these jets."""
         with torch.no_grad():
-            pairs = patch_pairs(low, high, drawn(generator, low))
+            real, fake = patch_pairs(low, high, drawn(generator, low))
         self.judge.requires_grad_(True)
-        loss = self.network(*pairs)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        self.optimizer.step()
+        for part in torch.randperm(len(real)).chunk(4):
+            loss = self.network(real[part], fake[part])
+            self.optimizer.zero_grad()
+            self.accelerator.backward(loss)
+            self.optimizer.step()
         self.judge.requires_grad_(False)  # the generator's gradients pass it and change nothing
 
     def prepare(self, generator: nn.Module, rows: np.ndarray, seed: int) -> float:
@@ -902,8 +724,8 @@ class Opponent:
 
 
 # %% [markdown]
-# **The loop** is the same for every network. A batch of 32 jets makes one step of the generator and four of the discriminator,
-# on two jets each. After every pass the moving average of the weights is scored on validation jets: by its own loss, or in
+# **The loop** is the same for every network. A batch of 32 jets makes one step of the generator and, before it, four of the discriminator
+# on the patches of four jets. After every pass the moving average of the weights is scored on validation jets: by its own loss, or in
 # the adversarial training by how well a convolutional network tells its patches from true ones.
 
 
@@ -938,7 +760,7 @@ def train(job: Job, network: nn.Module, rows: np.ndarray) -> pd.DataFrame:
     optimizer = torch.optim.AdamW(network.parameters(), job.rate, (0.9, 0.98), weight_decay=1e-4)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.rate, steps, pct_start=0.1)
     opponent = Opponent(accelerator) if job.weight else None
-    few = max(1, size // 16)  # jets of a step of the discriminator
+    few = max(1, size // 8)  # jets on which the discriminator learns, as those on which it teaches
     folder, step = run.directory / "state" / job.name, OnePass(network, pass_of)
     fit = Training(folder, step, optimizer, cycle, accelerator, ema_decay=0.995, higher_is_better=False)  # fmt: skip
     for number in fit.epochs(job.passes):
@@ -949,8 +771,7 @@ def train(job: Job, network: nn.Module, rows: np.ndarray) -> pd.DataFrame:
         for batch in fit.batches(rows, size, job.seed):
             low, high = dataset.pair(batch, fit.device)
             if opponent:
-                for part in list(zip(low.split(few), high.split(few), strict=True))[:4]:
-                    opponent.step(network, *part)
+                opponent.step(network, low[:few], high[:few])
             loss = fit.network(low, high, opponent and opponent.judge, job.weight)
             losses.append(loss.item())
             fit.backward(loss)
@@ -998,15 +819,15 @@ def images_of(make: Callable | None, jets: object, rows: np.ndarray) -> Iterator
         yield number, low, high, make(low, number) if make else high
 
 
-def patches_of(number: int, low: torch.Tensor, high: torch.Tensor, made: torch.Tensor) -> tuple:
-    """`patches` of a batch of `images_of` at random cells, true and made; their jets (k,)."""
+def patches_of(number: int, low: torch.Tensor, high: torch.Tensor, made: torch.Tensor, each: int) -> tuple:  # fmt: skip
+    """`patches` of a batch of `images_of` at ``each`` cells per jet, true and made; their jets (k,)."""
     jet, cell = active_cells(low)
     count = torch.bincount(jet, minlength=len(low)).unsqueeze(1)  # cells of each jet
-    u = torch.rand(2, len(low), CONFIG.judged, generator=torch_generator(0, number))
+    u = torch.rand(2, len(low), each, generator=torch_generator(0, number))
     rows = (count.cumsum(0) - count + (u * count).long()).flatten(1).clamp(max=len(jet) - 1)
     # True patches are compared with others of their jets: no classifier may tell them apart.
     real, fake = rows[0], rows[int(made is high)]
-    of_jet = np.repeat(np.arange(len(low)), CONFIG.judged) + 50 * number
+    of_jet = np.repeat(np.arange(len(low)), each) + 50 * number
     found = (patches(x, jet[k], cell[k]).numpy() for x, k in ((high, real), (made, fake)))
     return *found, of_jet
 
@@ -1030,7 +851,7 @@ def cnn_scores(x: np.ndarray, label: np.ndarray, learn: np.ndarray, passes: int 
 def quick_auc(network: nn.Module) -> float:
     """How well a CNN tells patches of one half of the validation jets, trained on the other."""
     images = images_of(drawn_by(network.eval(), 0), dataset, splits.validation[:1000])
-    real, fake, jet = joined([patches_of(*batch) for batch in images])
+    real, fake, jet = joined([patches_of(*batch, CONFIG.judged) for batch in images])
     network.train()
     x, label = np.concatenate([real, fake]), np.repeat([0, 1], len(real))
     learn = np.tile(jet % 2 == 0, 2)
@@ -1039,9 +860,9 @@ def quick_auc(network: nn.Module) -> float:
 
 # %% [markdown]
 # **Judges.** The number that decides in the end: how well a classifier tells generated patches from true ones of the same
-# place, 0.5 if it cannot. Two judges that the generator has never met try it: tuned boosted trees on the pixels, and a
-# convolutional network of the discriminator's kind. They train on one half of the test jets and are scored on the other
-# half; the worse result counts.
+# place, 0.5 if it cannot. Two judges that the generator has never met try it, with the same settings for every arm: boosted
+# trees on the pixels, and a convolutional network of the discriminator's kind. They train on one half of the test jets and
+# are scored on the other half; the worse result counts.
 
 
 # %%
@@ -1049,13 +870,14 @@ def judged(name: str, real: np.ndarray, fake: np.ndarray, jet: np.ndarray) -> di
     """Scores of both judges on patches of the second half of the jets, true ones first; their jets."""
     x, label, number = np.concatenate([real, fake]), np.repeat([0, 1], len(real)), np.tile(jet, 2)
     learn = number < (jet.max() + 1) // 2
-    stop = learn & (number % 6 == 0)  # one jet in six tunes the trees
+    stop = learn & (number % 6 == 0)  # one jet in six says how many trees
 
     def scores() -> dict[str, np.ndarray]:
         flat = x[:, :3].reshape(len(x), -1)
-        rows = np.random.default_rng(0).permutation(np.flatnonzero(learn & ~stop))
-        trees = tuned_trees(flat[rows], label[rows], flat[stop], label[stop], tuning_events=20_000)
-        trees = trees.model.decision_function(flat[~learn])
+        trees = HistGradientBoostingClassifier(min_samples_leaf=50, max_iter=400, random_state=0)
+        rows = learn & ~stop
+        trees = fit_trees(trees, flat[rows], label[rows], flat[stop], label[stop])
+        trees = trees.decision_function(flat[~learn])
         return {"trees": trees, "CNN": cnn_scores(x, label, learn), "jet": number[~learn]}
 
     file = f"judged-{name}-{joblib.hash((real, fake))[:12]}.joblib"  # other images, other scores
@@ -1064,19 +886,20 @@ def judged(name: str, real: np.ndarray, fake: np.ndarray, jet: np.ndarray) -> di
 
 # %% [markdown]
 # **The arms.** *Likelihood* and *GAN* start from the same likelihood training of a seed and continue at the lower rate, without
-# and with the adversarial term. The likelihood arm of the standard profile gets eight passes for one of the GAN, to make
-# up for the cost of the discriminator; both times are printed below. On a CPU the trainings run side by side.
+# and with the adversarial term. A pass with the discriminator costs about as much as five without, so in the standard
+# profile the likelihood arm continues for five passes where the GAN has one. Independent cells and the flow have as many passes as
+# both stages of the likelihood arm. The table below says what every arm cost.
 
 # %%
 RATES = {"start": 3e-3, "independent": 3e-3, "flow": 2e-3, "srresnet": 2e-3}  # else the lower rate
-SECOND_RATE, WEIGHT = 3e-4, 0.1
+SECOND_RATE = 3e-4
 START = {"likelihood": "start", "gan": "start", "esrgan": "srresnet"}
 ADVERSARIAL = ("gan", "esrgan")
 trained = {}  # job -> (history, weights as arrays)
 
 
-def job_of(arm: str, seed: int, weight: float = WEIGHT) -> Job:
-    """The training of an arm and seed."""
+def job_of(arm: str, seed: int, weight: float = 0.0) -> Job:
+    """The training of an arm and seed; ``weight`` is that of the adversarial term, if it has one."""
     weight = weight if arm in ADVERSARIAL else 0.0
     return Job(arm, seed, CONFIG.passes[arm], RATES.get(arm, SECOND_RATE), weight)
 
@@ -1084,10 +907,8 @@ def job_of(arm: str, seed: int, weight: float = WEIGHT) -> Job:
 def run_job(job: Job) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Train a job: its history, and its weights as arrays, which cross processes."""
     seed_everything(job.seed)
-    network = build(job.arm, cut)
-    if job.arm in START:
-        weights = trained[job_of(START[job.arm], job.seed)][1]
-        network.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
+    begun = job.arm in START
+    network = restored(job_of(START[job.arm], job.seed)) if begun else build(job.arm, cut)
     with redirect_stdout(StringIO()):  # a table says it better
         history = train(job, network, splits.train)
     return history, {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
@@ -1113,33 +934,50 @@ FIRST = ("start", "independent", "flow", "srresnet")
 run_jobs([job_of(arm, seed) for arm in FIRST for seed in CONFIG.seeds])
 
 # %% [markdown]
-# **The weight** $\lambda$ is chosen on validation jets: a convolutional network learns to tell the patches of half of them and is
-# scored on the other half.
+# **The weight** $\lambda$, on validation jets: a convolutional network learns to tell the patches of half of them and is scored on
+# the other half. Weight 0 is the likelihood arm, the control that had the same time.
 
 # %%
-weight = WEIGHT
-if CONFIG.weights:
-    trials = {w: [job_of("gan", seed, w) for seed in CONFIG.seeds] for w in CONFIG.weights}
-    run_jobs([job for jobs in trials.values() for job in jobs])
-    tried = {w: [trained[job][0].score.min() for job in jobs] for w, jobs in trials.items()}
-    weight = min(tried, key=lambda w: np.mean(tried[w]))
-    table = {f"{w:g}": [np.mean(s), np.std(s, ddof=1)] for w, s in tried.items()}
-    display(pd.DataFrame(table, ["validation AUC", "spread"]).rename_axis("weight").round(4))
-print(f"adversarial weight: {weight:g}")
+run_jobs([job_of("likelihood", seed) for seed in CONFIG.seeds])
+run_jobs([job_of("gan", seed, w) for w in CONFIG.weights for seed in CONFIG.seeds])
+controls = [(restored(job_of("likelihood", seed)),) for seed in CONFIG.seeds]
+ladder = {0.0: side_by_side(quick_auc, controls)}
+for w in CONFIG.weights:
+    ladder[w] = [trained[job_of("gan", seed, w)][0].score.min() for seed in CONFIG.seeds]
+weight = min(CONFIG.weights, key=lambda w: np.mean(ladder[w]))
+table = {f"{w:g}": [np.mean(s), np.std(s, ddof=1)] for w, s in ladder.items()}
+display(pd.DataFrame(table, ["validation AUC", "spread"]).rename_axis("weight").round(4))
 
 # %%
-second = [job_of("likelihood", seed) for seed in CONFIG.seeds]
-second += [job_of(arm, seed, weight) for arm in ADVERSARIAL for seed in CONFIG.seeds]
-run_jobs([job for job in second if job not in trained])
+run_jobs([job_of("esrgan", seed, weight) for seed in CONFIG.seeds])
 networks = {arm: [restored(job_of(arm, seed, weight)) for seed in CONFIG.seeds] for arm in ARMS}
-for arm in ("likelihood", "gan"):
-    seconds = [trained[job_of(arm, seed, weight)][0].seconds.sum() for seed in CONFIG.seeds]
-    print(f"second stage, {arm}: {np.mean(seconds):.0f} seconds per training")
+one, sizes, costs = dataset.pair(splits.train[:1])[0], {}, {}
+for arm in ARMS:
+    network = networks[arm][0]
+    sizes[arm] = complexity(network, one, torch.randn(1, network.noise, LOW, LOW))
+    stages = [stage for stage in (START.get(arm), arm) if stage]
+    jobs = [job_of(stage, seed, weight) for stage in stages for seed in CONFIG.seeds]
+    minutes = sum(trained[job][0].seconds.sum() for job in jobs) / 60 / len(CONFIG.seeds)
+    passes = " + ".join(str(CONFIG.passes[stage]) for stage in stages)
+    costs[arm] = sizes[arm] | {"passes": passes, "minutes per training": f"{minutes:.1f}"}
+display(pd.DataFrame(costs).T.rename_axis("arm"))
 
 # %% [markdown]
-# **History.** Left: the likelihood. Right: how well the discriminator tells held-out patches of the GAN, before it teaches (pass 0)
-# and after each pass of the generator. Dashed, a discriminator that was trained in the same way against independent
-# cells: it says whether a discriminator of this kind can tell at all.
+# **History.** What the neighbours are worth, in nats per cell, and how well the discriminator tells held-out patches of the GAN
+# before and after the adversarial training. A discriminator that was trained in the same way against independent cells
+# says whether one of this kind can tell at all.
+
+# %%
+fig, axis = plt.subplots(figsize=(6, 3.2))
+names = {"start": "cells in turns", "independent": "independent cells"}
+for color, arm in zip(plotting.PALETTE, names, strict=False):
+    for seed in CONFIG.seeds:
+        history, label = trained[job_of(arm, seed)][0], names[arm] if not seed else None
+        axis.plot(history.epoch, history.validation_loss, "o-", color=color, label=label)
+axis.set(xlabel="pass", ylabel="validation loss [nats per cell]")
+axis.xaxis.get_major_locator().set_params(integer=True)
+axis.legend()
+plt.show()
 
 
 # %%
@@ -1150,25 +988,14 @@ def told_before(arm: str, seed: int) -> float:
 
 
 able = side_by_side(told_before, [("independent", seed) for seed in CONFIG.seeds])
-
-# %%
-fig, axes = plt.subplots(1, 2, figsize=(10, 3.2))
-names, told = {"start": "cells in turns", "independent": "independent cells"}, []
-for color, arm in zip(plotting.PALETTE, names, strict=False):
-    for seed in CONFIG.seeds:
-        history, label = trained[job_of(arm, seed)][0], names[arm] if not seed else None
-        axes[0].plot(history.epoch, history.validation_loss, "o-", color=color, label=label)
-for seed in CONFIG.seeds:
-    history = trained[job_of("gan", seed, weight)][0]
-    told.append(history.before[0])
-    axes[1].plot([0, *history.epoch], [told[-1], *history.told], "o-", label=f"training {seed}")
-axes[1].axhline(np.mean(able), ls="--", color="grey", label="against independent cells")
-axes[0].set(xlabel="pass", ylabel="validation loss [nats per cell]")
-axes[1].set(xlabel="pass of the adversarial training", ylabel="AUC of the discriminator")
-for axis in axes:
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend()
-plt.show()
+histories = [trained[job_of("gan", seed, weight)][0] for seed in CONFIG.seeds]
+told = [history.before[0] for history in histories]
+table = {
+    "the GAN's, before it teaches": told, "the GAN's, after it has taught": [h.told.iloc[-1] for h in histories],
+    "independent cells'": able,
+}  # fmt: skip
+table = pd.DataFrame(table, [f"training {seed}" for seed in CONFIG.seeds]).T
+display(table.round(3).rename_axis("AUC of the discriminator on patches of"))
 
 # %% [markdown]
 # ## 5. Evaluation
@@ -1178,45 +1005,20 @@ plt.show()
 SPECTRUM = np.geomspace(0.02, 200, 41)  # GeV
 RINGS = np.arange(0, 42, 2)  # pixels
 GRID = np.hypot(*np.mgrid[-62:63, -62:63])  # pixels from the middle
-CORNERS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])  # of the pixels of a cell
-
-
-def track_errors(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Distance of the p_T-weighted centres of tracks in a cell from the true ones, in pixels, and of a
-    blind draw of one pixel: sums over the cells with tracks of each jet, (B, 2).
-    """
-    made, true = (to_blocks(x[:, :1]).clamp(min=0)[:, :, 0] for x in (made, true))  # (B, 4096, 4)
-    centre, expected = (x @ CORNERS / x.sum(2, keepdim=True).clamp(min=1e-9) for x in (made, true))
-    blind = (torch.cdist(expected, CORNERS.expand(len(true), -1, -1)) * FRAME).sum(2)
-    blind = blind / FRAME.sum(1).clamp(min=1)
-    both = torch.stack([(centre - expected).norm(dim=2), blind], 2)  # (B, 4096, 2)
-    return (both * (true > 0).any(2, keepdim=True)).sum(1)
-
-
-class Measured(NamedTuple):
-    """What is kept of the images that one training made of some jets."""
-
-    judged: dict[str, np.ndarray]  # scores of the judges
-    observables: pd.DataFrame  # (n, 34)
-    tracks: np.ndarray  # (n, 2): sums of track errors, made and blind
-    impossible: np.ndarray  # (n,)
-    similarity: np.ndarray  # (2, 300): PSNR, SSIM of the first jets
-    spectrum: np.ndarray  # (3, 40) pixels
-    radial: np.ndarray  # (3, 20) GeV
 
 
 # %%
 @torch.no_grad()
-def measure(name: str, make: Callable | None, jets: object, rows: np.ndarray) -> Measured:
+def measure(name: str, make: Callable | None, jets: object, rows: np.ndarray) -> SimpleNamespace:
     """Measure what ``make(low, number of the batch)`` makes of ``rows`` of ``jets``."""
     patches, tables, tracks, wrong, similar = [], [], [], [], []
     spectrum, radial = np.zeros((3, len(SPECTRUM) - 1)), np.zeros((3, len(RINGS) - 1))
     for number, low, high, made in images_of(make, jets, rows):
         x, true = made.numpy(), high.numpy()
-        patches.append(patches_of(number, low, high, made))
+        patches.append(patches_of(number, low, high, made, CONFIG.judged))
         tables.append(jet_observables(x))
         tracks.append(track_errors(made, high).numpy())
-        wrong += [impossible(made[j : j + 1], low[j : j + 1], cut).sum() for j in range(len(low))]
+        wrong.append(impossible(made, low, cut).sum(1))
         if number < 6:  # SSIM is slow
             similar.append((psnr(x, true), ssim(x, true)))
         for c in range(3):
@@ -1224,7 +1026,8 @@ def measure(name: str, make: Callable | None, jets: object, rows: np.ndarray) ->
             radial[c] += np.histogram(GRID, RINGS, weights=x[:, c].sum(0))[0]
     scores, table = judged(name, *joined(patches)), pd.concat(tables, ignore_index=True)
     tracks, similarity = np.concatenate(tracks), np.concatenate(similar, 1)
-    return Measured(scores, table, tracks, np.array(wrong), similarity, spectrum, radial)
+    return SimpleNamespace(judged=scores, observables=table, tracks=tracks, similarity=similarity,
+                           impossible=np.concatenate(wrong), spectrum=spectrum, radial=radial)  # fmt: skip
 
 
 # %%
@@ -1241,49 +1044,55 @@ makers |= {"uniform": [lambda low, _: uniform_split(low)], "truth": [None]}
 makers |= {mode: [lambda low, _, mode=mode: enlarged(low, mode)] for mode in ("nearest", "bicubic")}
 
 
-def measured_by(arms: list[str], sample: str, jets: object, rows: np.ndarray) -> dict:
-    """arm -> `Measured` of each of its trainings."""
+def for_trainings(function: Callable, arms: list[str], *arguments: object) -> dict[str, list]:
+    """arm -> ``function(name, maker, *arguments)`` of each of its trainings."""
     jobs = [(arm, number) for arm in arms for number in range(len(makers[arm]))]
-    tasks = [(f"{sample}-{arm}-{k}", makers[arm][k], jets, rows) for arm, k in jobs]
-    found = dict(zip(jobs, side_by_side(measure, tasks), strict=True))
+    tasks = [(f"{arm}-{number}", makers[arm][number], *arguments) for arm, number in jobs]
+    found = dict(zip(jobs, side_by_side(function, tasks), strict=True))
     return {arm: [found[a, k] for a, k in jobs if a == arm] for arm in arms}
 
 
-measured = measured_by(list(LABELS), "test", dataset, test)
+measured = for_trainings(measure, list(LABELS), dataset, test)
 true = measured["truth"][0]
 
 # %% [markdown]
 # **Can they be told from true jets?** AUC of the judge that tells better, on patches of test jets that it was not trained on.
-# The intervals (95 %) contain which jets are in the test set, patches of one jet drawn together, and how a training ends; ▲
+# The intervals (95 %) contain which jets it is scored on, patches of one jet drawn together, and how a training ends; ▲
 # marks jets that are harder to tell than those of the likelihood arm, ▼ easier ones. The difference column answers whether
-# the adversarial term earns its place. Independent jets have judges of their own.
+# the adversarial term earns its place. Independent jets, all of them with about as many patches in total, have judges of their own.
 
 
 # %%
-def compared(measured: dict[str, list[Measured]]) -> tuple[Comparison, dict[str, str]]:
-    """The two-sample AUC of arms, and the judge that tells each better."""
-    jet, judges = measured["gan"][0].judged["jet"], {}
+def compared(scores: dict[str, list[dict]]) -> tuple[Comparison, dict[str, str]]:
+    """The two-sample AUC of arms from the scores of judges, and the judge that tells each better."""
+    jet, judges = scores["gan"][0]["jet"], {}
     label = np.repeat([0, 1], len(jet) // 2)
-    for arm, runs in measured.items():
-        auc = {j: np.mean([roc_auc(label, m.judged[j]) for m in runs]) for j in ("trees", "CNN")}
+    for arm, runs in scores.items():
+        auc = {j: np.mean([roc_auc(label, one[j]) for one in runs]) for j in ("trees", "CNN")}
         judges[arm] = max(auc, key=auc.get)
-    scores = {arm: [m.judged[judges[arm]] for m in runs] for arm, runs in measured.items()}
+    scores = {arm: [one[judges[arm]] for one in runs] for arm, runs in scores.items()}
     return Comparison(roc_auc, label, scores, "likelihood", higher_is_better=False, n_resamples=200, groups=jet), judges  # fmt: skip
 
 
-comparison, judges = compared(measured)
+def judged_again(name: str, make: Callable, jets: object, each: int) -> dict[str, np.ndarray]:
+    """Scores of judges on ``each`` patches of every jet of ``jets``."""
+    images = images_of(make, jets, np.arange(len(jets)))
+    return judged(name, *joined([patches_of(*batch, each) for batch in images]))
+
+
+comparison, judges = compared({arm: [m.judged for m in runs] for arm, runs in measured.items()})
 frame = comparison.table()
 frame.insert(1, "judge", [judges[arm] for arm in frame.index])
 independent = None
 if fresh:
-    rows = np.arange(min(len(fresh), len(test)))
-    independent, _ = compared(measured_by(["gan", "likelihood", "independent"], "fresh", fresh, rows))  # fmt: skip
+    each = max(1, round(CONFIG.judged * len(test) / len(fresh)))
+    independent, _ = compared(for_trainings(judged_again, ["gan", "likelihood"], fresh, each))
     values = {arm: f"{v.mean():.4f} {independent.mark(arm)}" for arm, v in independent.values.items()}  # fmt: skip
     frame["independent jets"] = [values.get(arm, "") for arm in frame.index]
 display(frame.rename(index=LABELS).rename_axis("two-sample AUC of patches"))
 
 # %% [markdown]
-# **One jet**, of middle $p_T$. Tracks and towers are certain up to one of four pixels; most of what is invented is in the ECAL.
+# **One jet**, of middle $p_T$. Towers are certain, and tracks up to one of four pixels; most of what is invented is in the ECAL.
 
 # %% tags=["gallery"]
 middle = test[np.argsort(dataset.pt[test])[len(test) // 2]][None]
@@ -1313,7 +1122,7 @@ plt.show()
 
 
 # %%
-def fpd_entry(runs: list[Measured]) -> dict[str, float]:
+def fpd_entry(runs: list[SimpleNamespace]) -> dict[str, float]:
     """FPD of an arm: mean over trainings with its 95 % interval."""
     half, rng = len(test) // 2, np.random.default_rng(0)
     reference = true.observables.to_numpy()[:half]
@@ -1323,8 +1132,17 @@ def fpd_entry(runs: list[Measured]) -> dict[str, float]:
         i, j = rng.integers(half, size=half), rng.integers(len(others[0]), size=len(others[0]))
         draws.append(np.mean([fpd(reference[i], x[j], batches=2)[0] for x in others]))
     spread = np.std(values, ddof=1) if len(values) > 1 else None
-    width = half_width(np.var(draws, ddof=1), [spread**2 if spread else 0.0], [len(values)])
+    width = half_width(np.var(draws, ddof=1), [(spread or 0.0) ** 2], [len(values)])
     return metric_entry(np.mean(values), np.mean(values) - width, np.mean(values) + width, spread)
+
+
+def ratio_entry(made: list[np.ndarray], true: np.ndarray) -> dict[str, float]:
+    """Mean over trainings of sum / sum; `ratio_of_sums` resamples jets, here the trainings' spread is added."""
+    entry = ratio_of_sums(made, true)
+    value, spread = entry["value"], entry.get("seed_std")
+    jets = ((entry["high"] - entry["low"]) / 3.92) ** 2  # variance, of a 95 % interval
+    width = half_width(jets, [(spread or 0.0) ** 2], [len(made)])
+    return metric_entry(value, value - width, value + width, spread)
 
 
 def details(arm: str) -> dict[str, dict[str, float]]:
@@ -1332,12 +1150,12 @@ def details(arm: str) -> dict[str, dict[str, float]]:
     runs, entries, ones = measured[arm], {"fpd": fpd_entry(measured[arm])}, np.ones(len(test))
     for column in (*(f"{name}_{what}" for what in ("energy", "hits") for name in NAMES), "mass"):
         made = [m.observables[column].to_numpy() for m in runs]
-        entries[column] = ratio_of_sums(made, true.observables[column].to_numpy())
-    entries["tracks"] = ratio_of_sums([m.tracks[:, 0] for m in runs], true.tracks[:, 1])
-    entries["impossible"] = ratio_of_sums([m.impossible for m in runs], ones / 1000)
+        entries[column] = ratio_entry(made, true.observables[column].to_numpy())
+    entries["tracks"] = ratio_entry([m.tracks[:, 0] for m in runs], true.tracks[:, 1])
+    entries["impossible"] = ratio_entry([m.impossible for m in runs], ones / 1000)
     for k, name in enumerate(("psnr", "ssim")):
         values = [m.similarity[k] for m in runs]
-        entries[name] = ratio_of_sums(values, np.ones_like(values[0]))
+        entries[name] = ratio_entry(values, np.ones_like(values[0]))
     return entries
 
 
@@ -1431,32 +1249,51 @@ def followers(network: Generator, low: torch.Tensor) -> float:
 low = dataset.pair(splits.validation[:100])[0]
 follow = {arm: np.mean([followers(n, low) for n in networks[arm]]) for arm in ("gan", "likelihood", "independent")}  # fmt: skip
 print("cells that follow:", {LABELS[arm]: f"{share:.1%}" for arm, share in follow.items()})
-print("held-out AUC of the discriminators before they teach:", np.round(told, 3).tolist())
-print("the same against independent cells:", np.round(able, 3).tolist())
 
 # %% [markdown]
 # ## 7. What this run shows
-# The sentences of this notebook that assert something, checked on this run's numbers.
+# Close comparisons, in words that follow from their intervals. Negative differences of the two-sample AUC are good.
 
 # %%
-harder = comparison.better
+WORDS = {"▲": "better", "=": "no difference shown", "▼": "worse"}
+
+
+def verdict(comparison: Comparison, arm: str, other: str) -> str:
+    """Whether an arm is better than another, and the difference."""
+    d = comparison.difference(arm, other)
+    return f"{WORDS[comparison.mark(arm, other)]}: {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+
+
+blind = full["gan"]["tracks"]
+found = {
+    "GAN against likelihood alone": verdict(comparison, "gan", "likelihood"),
+    "GAN against the conditional flow": verdict(comparison, "gan", "flow"),
+    "tracks placed by the GAN against a blind draw": WORDS["▲" if blind["high"] < 1 else "▼" if blind["low"] > 1 else "="]
+    + f": {format_entry(blind)} of its error",
+    "tagger on generated jets against low resolution": verdict(tagging, "super", "low"),
+    "tagger on true jets against low resolution": verdict(tagging, "high", "low"),
+}  # fmt: skip
+if independent:
+    found["GAN against likelihood alone, independent jets"] = verdict(independent, "gan", "likelihood")  # fmt: skip
+display(pd.DataFrame.from_dict(found, orient="index", columns=["this run"]))
+
+# %% [markdown]
+# Sentences of this notebook that are true or false. A run in which one is false is not published.
+
+# %%
 PAINTERS = ("esrgan", "srresnet", "nearest", "bicubic", "uniform")  # all others share cells out
-counted = sum(m.impossible.sum() for arm in LABELS if arm not in PAINTERS for m in measured[arm])
+counted = {arm: [int(m.impossible.sum()) for m in measured[arm]] for arm in LABELS}
 claims = {
-    "nothing impossible in images that are shared out cell by cell": counted == 0,
-    "image networks make jets that cannot exist": full["esrgan"]["impossible"]["low"] > 0,
-    "cells that know each other are harder to tell": harder("likelihood", "independent"),
-    "harder to tell than the conditional flow": harder("gan", "flow"),
-    "harder to tell than the table of training cells": harder("gan", "table"),
-    "harder to tell than image networks": harder("gan", "esrgan") and harder("gan", "srresnet"),
-    "the adversarial term adds nothing to cells in turns": not harder("gan", "likelihood"),
-    "the same on independent jets": independent is None
-    or (independent.better("likelihood", "independent") and not independent.better("gan", "likelihood")),
-    "a discriminator tells independent cells before it teaches": min(able) > 0.6,
-    "it hardly tells cells in turns": max(told) < 0.55,
+    "nothing impossible in images that are shared out cell by cell":
+        not any(sum(counted[arm]) for arm in LABELS if arm not in PAINTERS),
+    "image networks make jets that cannot exist": min(counted["esrgan"] + counted["srresnet"]) > 0,
+    "cells that know each other are harder to tell than independent ones":
+        comparison.better("likelihood", "independent"),
+    "harder to tell than the table of training cells": comparison.better("gan", "table"),
+    "harder to tell than image networks":
+        comparison.better("gan", "esrgan") and comparison.better("gan", "srresnet"),
+    "a discriminator tells independent cells better than cells in turns": min(able) > max(told),
     "cells follow their neighbours, unless they are independent": follow["gan"] > 0.01 > follow["independent"],
-    "a tagger gains nothing from super-resolution": not tagging.better("super"),
-    "tracks are placed better than blindly": full["gan"]["tracks"]["high"] < 1,
 }  # fmt: skip
 show_claims(claims)
 
@@ -1472,7 +1309,24 @@ update_results(frame.rename(index=LABELS).rename_axis("images"))
 # ## 8. Weights and metrics
 # The ONNX graph takes raw `X_jets_LR` (batch, 3, 64, 64) and noise (batch, 10, 64, 64), standard normal numbers, and gives
 # `X_jets` (batch, 3, 125, 125) in GeV. `make score TASK=task2b_superres_gan DATA=file.parquet` draws the noise with NumPy's
-# `default_rng(0)`.
+# `default_rng(0)`. PyTorch and ONNX Runtime round differently. Where a uniform number lies within this rounding of a
+# boundary, another pattern is drawn, and the cells after it follow, so a small share of the pixels may differ.
+
+
+# %%
+@torch.no_grad()
+def differing(network: nn.Module, path: Path, batches: list[tuple]) -> float:
+    """Share of hit pixels that ONNX Runtime puts elsewhere or makes more than 0.05 GeV different."""
+    session, off, hit = open_session(path, threads=1), 0, 0
+    for low, noise in batches:
+        (found,) = session.run(None, {"X_jets_LR": low.numpy(), "noise": noise.numpy()})
+        made = network(low, noise).numpy()
+        off, hit = (
+            off + np.sum(~(np.abs(found - made) <= 0.05 + 1e-3 * np.abs(made))),
+            hit + np.sum(made != 0),
+        )
+    return off / hit
+
 
 # %%
 warnings.filterwarnings("ignore", "Exporting aten::index")  # no index here is negative
@@ -1485,10 +1339,12 @@ for n in (2, 1, 7):
 for name, arm in ((run.task, "gan"), ("likelihood", "likelihood")):
     path, network = run.directory / f"{name}.onnx", networks[arm][0]
     export_onnx(network, batches[0], path, ["X_jets_LR", "noise"], ["X_jets"], about)
-    off = check_parity(network, path, batches, tolerance=0.05)
-    print(f"{path.name}: differs from PyTorch by at most {off:.1e} GeV")
+    off = differing(network, path, batches)
+    print(f"{path.name}: {off:.2%} of the hit pixels differ from PyTorch's by more than 0.05 GeV")
+    assert off < 0.01, "the exported graph makes other jets"
 for seed, network in zip(CONFIG.seeds, networks["gan"], strict=True):
-    save_weights(run.directory / f"gan_seed{seed}.safetensors", network, card | {"seed": seed})
+    about = card | {"arm": "gan", "seed": seed}
+    save_weights(run.directory / f"gan_seed{seed}.safetensors", network, about)
 
 
 # %%
@@ -1500,7 +1356,7 @@ def described(arm: str) -> dict:
 
 
 headline = {name: entry for name, entry in described("gan").items() if name != "info"}
-BASELINES = ("table", "esrgan", "srresnet", "uniform", "nearest", "bicubic")
+BASELINES = [arm for arm in LABELS if arm not in ("gan", "truth")]
 metrics = run.save_metrics(
     title="Task 2b: super-resolution of jet images with a GAN",
     data={"source": dataset.source, "fingerprint": dataset.fingerprint, "description": dataset.description}
@@ -1510,14 +1366,14 @@ metrics = run.save_metrics(
     headline="c2st_auc_low",
     metrics=headline | {"tagger_auc": tagging.entry("super")},
     baselines={arm: described(arm) for arm in BASELINES},
-    arms={arm: described(arm) for arm in ("likelihood", "independent", "flow")},
+    arms={},
     floors={"true_jets": described("truth")},
     variants={
         "per_channel": full,
         "independent_jets": {arm: independent.entry(arm) for arm in independent.values} if independent else {},
         "tagger": {name: tagging.entry(name) for name in tags},
     },
-    claims={sentence: bool(true) for sentence, true in claims.items()},
+    claims={sentence: bool(shown) for sentence, shown in claims.items()},
     **sizes["gan"],
 )  # fmt: skip
 
@@ -1528,28 +1384,29 @@ metrics = run.save_metrics(
 # it is exactly empty. A softmax over patterns says so; a flow or an image network has to imitate it with a gap in a
 # continuous density. *Turns.* The readout of whole $5\times5$ squares around high hits ties pixels of different cells
 # together by a rule, not by a smooth correlation. A cell that is drawn after its neighbours can obey it. Peaks and hot cells
-# come first because they cause the others to be read out; four plain colours without this order gave a clearly worse
-# likelihood on validation jets in short trainings. Each turn is one small batch, so a jet costs nine passes over a part
+# come first because they cause the others to be read out. Each turn is one small batch, so a jet costs nine passes over a part
 # of its cells.
 #
-# **Optimisation.** One cycle of the learning rate, batches of a few thousand cells. The peak rate hardly matters between two and
-# three thousandths; the number of passes matters much, because the rule of the squares is learned late. The second stage has
-# a tenth of that rate, since it starts from a density that is already good. *The discriminator* decides whether the
-# adversarial term can do anything. The spectrally normalised layers of this notebook's first edition bound it too tightly to
-# tell anything. This one is convolutional, so it need not learn the same rule again at every place, and it begins as an
-# ordinary classifier: what it can tell, it tells before it teaches. *The gradient.* Passing drawn hits straight through, as if they were
-# their probabilities, is biased where a patch changes in jumps. The gradient of the log-probabilities is noisy but right,
-# and the comparison with the real patch of the same place takes much of the noise away. A latent map that neighbours share is
-# not needed for cells in turns: what is drawn first is what the others follow.
+# **Optimisation.** One cycle of the learning rate, batches of a few thousand cells. The peak rates, $3\times10^{-3}$ for cells and
+# $2\times10^{-3}$ for the flow and the image networks, are no result of this run. The second stage has a tenth of the first rate, since it starts from a density that is
+# already good. *The weight* $\lambda$: the likelihood is in nats per cell and the charge is standardised, so that one tenth is
+# a correction and one an equal partner; zero is the control. The image network takes the weight of the GAN, with a loss on
+# another scale, so it may not be at its best. *Steps.* Four steps of the discriminator for one of the generator keep it up to
+# date; four jets have about a thousand patches. *The discriminator* is convolutional, so it need not learn the same rule
+# again at every place, and it begins as an ordinary classifier: what it can tell, it tells before it teaches. *The gradient.*
+# Passing drawn hits straight through, as if they were their probabilities, is biased where a patch changes in jumps. The
+# gradient of the log-probabilities is noisy but right, and the comparison with the real patch of the same place takes
+# much of the noise away. A latent map that neighbours share is not needed for cells in turns: what is drawn first is what
+# the others follow.
 #
 # <!-- after standard -->
-# **Does the adversarial term earn its place?** Not where the likelihood already contains the neighbours: an exact joint
-# density that is trained to the end leaves a discriminator nothing to teach. That the discriminator is able is shown on
-# independent cells, which it tells from true ones at once. So the ideas that the task asks of a GAN, sharp images that no
-# classifier tells from true ones, are reached here by other means.
+# **Does the adversarial term earn its place?** Section 7 has the answer of this run, on both samples of jets, and the table of the
+# weight has it on validation jets. The discriminator's held-out AUC before it teaches says how much there is to teach:
+# an exact joint density that already contains the neighbours leaves it less than independent cells, on which the same
+# discriminator is tried. An adversarial term can only mend what its discriminator sees.
 #
 # **Limits.** A judge's AUC grows with the number of patches that train it: it compares arms on equal terms and is no absolute
-# number. Patches of $6\times6$ pixels do not show what is wrong at larger distances; FPD looks at whole jets. The order of the
+# number. Its interval does not contain how the judge's own training ends, except through the spread of the arm's trainings. Patches of $6\times6$ pixels do not show what is wrong at larger distances; FPD looks at whole jets. The order of the
 # turns and the threshold for hot cells are physics of the CMS calorimeter as the simulation has it; on the official files they
 # are still a valid order, if perhaps not the best. Cells in the last row and column of the low resolution have no pixels
 # and must be empty, as they are in the files. Results on stand-in jets compare the arms with each other; they do not
