@@ -167,7 +167,7 @@ CONFIGS = {
     ),
     "quick": Config(
         seeds=(0, 1), pretraining=Schedule(2, 1, 128, 4e-3), tree_events=5_000,
-        trainings={("fine-tuned", 0): Schedule(4, 2, 128, 4e-3), ("scratch", 0): Schedule(7, 7, 128, 4e-3),
+        trainings={("fine-tuned", 0): Schedule(5, 5, 128, 4e-3), ("scratch", 0): Schedule(7, 7, 128, 4e-3),
                    ("frozen", 0): Schedule(1, 1, 128, 4e-3), ("perceptron", 0): Schedule(5, 5, 256, 4e-3)},
         official={("official", 8_000): Schedule(6, 3, 256, 4e-3)}
         | {(arm, 8_000): Schedule(2, 2, 128, 6e-4, decay=0.01) for arm in TUNED},
@@ -865,7 +865,7 @@ def run_jobs(jobs: list[Job]) -> None:
 
 # %% [markdown]
 # First the pre-trainings, then the learning rates, with one seed: for all labels in short trainings, for few labels apart,
-# since their best rate is lower. Every arm starts from the same rate and tries the neighbours of its best one, until
+# where much training on few events is soon too much. Every arm starts from the same rate and tries the neighbours of its best one, until
 # the best lies between two others.
 
 
@@ -951,8 +951,7 @@ if tried:
 
 # %% [markdown]
 # **Compute** of one training with all labels; operations are those of the forward passes in $10^{15}$. Scratch sees as
-# many events in as many steps as pre-training and fine-tuning together, for which the pre-training's decoder needs somewhat more
-# operations.
+# many events as pre-training and fine-tuning together, which need somewhat more operations for the decoder that is thrown away.
 
 # %%
 spent = {}
@@ -1150,6 +1149,7 @@ for label, score in shown.items():
 axes[0].set(xlabel="signal efficiency", ylabel="significance improvement")
 axes[0].legend(fontsize=7, loc="lower center")
 plotting.reliability_diagram(axes[1], y_test, shown)
+axes[1].legend(fontsize=7)
 plt.show()
 
 # %% [markdown]
@@ -1335,7 +1335,8 @@ if few:
 
 # %% [markdown]
 # <!-- after standard -->
-# All of these are in the network, whichever of them the table can tell. The share of hidden features is a choice, not a result. An earlier frozen arm had a
+# All of these are in the network, whichever of them the table can tell. The share of hidden features is a choice, not a
+# result. An earlier frozen arm had a
 # linear decoder on the last layer only and was far behind trees; what pre-training learns is spread over the layers.
 
 # %% [markdown]
@@ -1345,12 +1346,16 @@ if few:
 
 
 # %%
-other, drawn = (hidden_one[filling, "ROC-AUC"][1:] for filling in fillings)  # without "nothing"
+other, drawn = (
+    hidden_one[filling, "ROC-AUC"].iloc[1:] for filling in fillings
+)  # without "nothing"
 ours, claims = comparison.better, {}
 if on_official:
     for arm in ("official", "trees", "stand-in trees"):
         claims[f"official rows: stand-ins only beats {arm}"] = on_official.better("stand-ins", arm)
-    claims["official rows: so does the tuned network"] = on_official.better(tuned)
+    claims["official rows: the tuned network beats the better boosted trees"] = on_official.better(
+        tuned
+    )
 claims |= {
     "better than boosted trees with the same quantities": ours(headline),
     "better than the perceptron with the same quantities": ours(headline, "perceptron"),
