@@ -47,7 +47,7 @@ show_results("task2a_higgs_transformer")
 # simulated events only are far better there than a network or boosted trees trained on all the official rows at hand. Beside
 # them stand networks with a short last training on these rows, and the mean of several. For orientation: a public masked
 # transformer reports 0.824, trained on a million official rows. What separates the classes is which objects come from one
-# heavy particle. The masses of pairs and larger groups say it, the neutrino included, if the jets are in the order of
+# heavy particle. The masses of groups of objects say it, if the jets are in the order of
 # their $b$-tags. Trees, perceptron and transformer get the same quantities; the transformer is the best of them. The literal
 # task, a decoder on the latent space of the frozen encoder, works, but stays behind. Whether masked pre-training is worth its passes,
 # with all labels and with few, is answered in section 8.
