@@ -246,7 +246,7 @@ def test_densities_are_normalised_and_periodic(notebook, objects):
     assert torch.isfinite(notebook.feature_log_densities(strong, o[:1])).all()
 
 
-@pytest.mark.parametrize("off", [None, "groups", "neutrino", "sort", "dropout"])
+@pytest.mark.parametrize("off", [None, "groups", "neutrino", "sort"])
 def test_classifier_gives_one_logit_and_reaches_every_weight(notebook, objects, off):
     torch.manual_seed(0)
     model = notebook.HiggsClassifier(**({off: False} if off else {}))
@@ -328,23 +328,49 @@ def test_jobs_have_names_of_their_own(notebook, short):
 def test_profiles_train_in_whole_passes(notebook):
     for config in notebook.CONFIGS.values():
         schedules = [config.pretraining, *config.trainings.values(), *config.official.values()]
-        schedules += [s for s in (config.tuning, config.ablation) if s]
+        schedules += [schedule for _, _, schedule in config.trials]
         assert all(s.passes % s.rounds == 0 for s in schedules)
         assert {arm for arm, count in config.trainings if not count} == set(notebook.FINAL)
-        assert config.matched % config.trainings["scratch", 0].rounds == 0
+        rates = {schedule.learning_rate for _, _, schedule in config.trials}
+        assert rates <= set(notebook.RATES)  # a trial starts from one of the list
         for arm in notebook.BOTH:  # both ensembles have members of both arms
             assert {n for a, n in config.official if a == f"{arm}, tuned"}
 
 
-def test_scratch_may_have_the_compute_of_pretraining_and_fine_tuning(notebook):
-    one = notebook.to_objects(torch.from_numpy(toy_rows(1)[0]))
-    hidden = torch.zeros_like(one, dtype=torch.bool)
-    flops = {arm: notebook.complexity(notebook.build(arm), one)["flops"] for arm in notebook.BOTH}
-    pretraining = notebook.complexity(notebook.build("pre-training"), one, hidden)["flops"]
+def test_scratch_has_as_many_passes_as_pretraining_and_fine_tuning(notebook):
     for config in notebook.CONFIGS.values():
         passes = {arm: config.trainings[arm, 0].passes for arm in notebook.BOTH}
-        both = pretraining * config.pretraining.passes + flops["fine-tuned"] * passes["fine-tuned"]
-        assert flops["scratch"] * max(passes["scratch"], config.matched) >= both
+        assert passes["scratch"] == config.pretraining.passes + passes["fine-tuned"]
+        short = {count for arm, count in config.trainings if count}
+        for count in short:
+            one, other = (config.trainings[arm, count] for arm in notebook.BOTH)
+            assert one == other
+
+
+def test_rates_are_tried_until_the_best_has_worse_neighbours(notebook, short, monkeypatch):
+    best_rates, asked = {"scratch": 8.1e-2, "frozen": 1e-3, "perceptron": 9e-3}, []
+    monkeypatch.setattr(notebook, "run_jobs", asked.extend)
+    monkeypatch.setattr(
+        notebook,
+        "best",
+        lambda job: -abs(np.log(job.schedule.learning_rate / best_rates[job.arm])),
+    )
+    table = notebook.tune(tuple(best_rates), 50, replace(short, learning_rate=9e-3))
+    assert notebook.rates == {(arm, True): rate for arm, rate in best_rates.items()}
+    assert len(asked) == len(set(asked))
+    tried = table.notna().sum(axis=1)
+    assert tried["perceptron, 50 labels"] == 3
+    assert tried["frozen, 50 labels"] == 5  # from 2.7e-2 down to 3e-4
+    assert tried["scratch, 50 labels"] == 4  # the last of the list has one neighbour only
+
+
+def test_softmax_is_that_of_pytorch(notebook):
+    x = 30 * torch.randn(5, 4, 7, 7, dtype=torch.float64, requires_grad=True)
+    ours, theirs = notebook.Softmax()(x), x.softmax(-1)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(x)
+    gradients = [torch.autograd.grad((one * weights).sum(), x)[0] for one in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_pretraining_learns_and_its_encoder_starts_the_other_arms(notebook, short):
@@ -376,11 +402,12 @@ def test_the_networks_of_stand_ins_are_tuned_on_official_rows(notebook, short):
 
 def test_a_chosen_schedule_is_that_of_all_seeds(notebook, short):
     notebook.CONFIG = replace(notebook.CONFIG, trainings={("scratch", n): short for n in (0, 50)})
-    notebook.rates["scratch"] = 7e-4
-    notebook.chosen["scratch", 0] = replace(short, passes=6)
+    notebook.rates |= {("scratch", False): 7e-3, ("scratch", True): 7e-4}
+    for count, rate in ((0, 7e-3), (50, 7e-4)):
+        schedules = {job.schedule for job in notebook.jobs_of("scratch", count)}
+        assert schedules == {replace(short, learning_rate=rate)}
+    notebook.chosen["scratch"] = replace(short, passes=6)
     assert {job.schedule for job in notebook.jobs_of("scratch")} == {replace(short, passes=6)}
-    (few,) = {job.schedule for job in notebook.jobs_of("scratch", 50)}
-    assert few == replace(short, learning_rate=7e-4)
 
 
 def test_what_is_trained_is_not_trained_again(notebook, short):
