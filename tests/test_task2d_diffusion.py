@@ -19,7 +19,7 @@ from e2e_utils.splits import split
 from task2d_diffusion import codec, judges, planted_defects, toy, two_samples
 from task2d_diffusion import samples as jet_samples
 from task2d_diffusion.codec import N_SUMMARY, Codec
-from task2d_diffusion.copies import CopyTest
+from task2d_diffusion.copies import CopyTest, memorised
 from task2d_diffusion.normal_scores import MOST, Quantiles, stretched, unstretched
 from task2d_diffusion.observables import small_scale_power, tower_observables
 from task2d_diffusion.pixels import TowerLibrary, in_images, in_towers, shuffled
@@ -456,8 +456,11 @@ def test_copies_are_nearer_to_the_jets_they_copy() -> None:
     images, rows = SparseImages.from_dense(toy_jets(90, 5)), np.arange(90)
     nearer = CopyTest(images, rows[:40], rows[40:60])
     new = torch.as_tensor(to_towers(images, rows[60:]).x)
-    copied = torch.as_tensor(to_towers(images, rows[:30]).x).flip(2)
-    copied = copied * (torch.rand(copied.shape, generator=torch_generator(0, 0)) > 0.1)
+    copied = memorised(images, rows[:30])
+    kept = copied.flip(3) > 0
+    x = torch.as_tensor(to_towers(images, rows[:30]).x)
+    assert torch.equal(copied.flip(3)[kept], x[kept])
+    assert kept.sum() / (x > 0).sum() == pytest.approx(0.9, abs=0.02)
     assert np.quantile(nearer(copied), 0.9) < np.quantile(nearer(new), 0.1)
 
 
