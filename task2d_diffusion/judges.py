@@ -20,7 +20,8 @@ from e2e_utils.comparison import Comparison
 from e2e_utils.machine import pick_device
 from e2e_utils.metrics import roc_auc
 from e2e_utils.seeds import epoch_batches, seed_everything
-from task2d_diffusion.samples import Sample, joined
+from task2d_diffusion.planted_defects import Defect
+from task2d_diffusion.samples import Sample, joined, of_towers
 from task2d_diffusion.towers import in_parts
 
 TREES = HistGradientBoostingClassifier(
@@ -65,6 +66,36 @@ def verdict(
     score = learn(fit, stop)
     own = score(last)
     return [np.concatenate([score(others[name]), own]) for name in against]
+
+
+Interval = tuple[float, float, float]
+
+
+def aucs_of_grades(
+    learn: Learner,
+    whole: Sample,
+    defect: Defect,
+    grades: Sequence[float],
+    others: dict[str, Sample],
+) -> dict[float, Interval]:
+    """AUC and interval for falling grades of a defect in ``whole``, down to the first not found.
+
+    The jets are judged against ``others["calibration"]``.
+    """
+    found = {}
+    for grade in grades:
+        part = whole.towers(np.arange(len(whole)))
+        made = of_towers(part._replace(x=defect(part.x, np.random.default_rng(0), grade)))
+        scores = {"defect": verdict(learn, made, ("calibration",), others)}
+        found[grade] = compared(len(others["calibration"]), scores, "defect").interval("defect")
+        if found[grade][1] <= 0.5:
+            break
+    return found
+
+
+def smallest_grade(aucs: dict[float, Interval]) -> float:
+    """The smallest grade that a judge finds; infinity if none."""
+    return min((grade for grade, (_, low, _) in aucs.items() if low > 0.5), default=np.inf)
 
 
 @threadpool_limits.wrap(limits=1)  # several threads wait for each other where others compute, too

@@ -953,40 +953,20 @@ def judge_of(kind: str, seed: int = 0) -> judges.Learner:
 
 # %%
 KINDS = ("towers", "trees")
-
-
-def aucs_of_grades(kind: str, defect: str) -> dict[float, tuple[float, float, float]]:
-    """AUC and interval for falling grades of a defect, down to the first that is not found."""
-    found, whole = {}, samples["real"][0]
-    for grade in CONFIG.grades:
-        part = whole.towers(np.arange(len(whole)))
-        x = DEFECTS[defect](part.x, np.random.default_rng(0), grade)
-        made = jet_samples.of_towers(part._replace(x=x))
-        scores = {"defect": judges.verdict(judge_of(kind), made, ("calibration",), real)}
-        found[grade] = compared(len(real["calibration"]), scores, "defect").interval("defect")
-        if found[grade][1] <= 0.5:
-            break
-    return found
-
-
 plan = [(kind, defect) for kind in KINDS for defect in DEFECTS]
+jobs = [
+    (judge_of(kind), samples["real"][0], DEFECTS[defect], CONFIG.grades, real)
+    for kind, defect in plan
+]
 path = run.directory / "state" / "planted.joblib"
-planted = computed_once(
-    path, lambda: dict(zip(plan, side_by_side(aucs_of_grades, plan), strict=True))
-)
-
-
-# %%
-def smallest(kind: str, defect: str) -> float:
-    """The smallest grade that a judge finds; infinity if none."""
-    return min((g for g, (_, low, _) in planted[kind, defect].items() if low > 0.5), default=np.inf)
-
-
+planted = computed_once(path, lambda: side_by_side(judges.aucs_of_grades, jobs))
+planted = dict(zip(plan, planted, strict=True))
+smallest = {key: judges.smallest_grade(aucs) for key, aucs in planted.items()}
 frame = {}
 for kind in KINDS[::-1]:
     frame[f"{kind}, AUC"] = [f"{planted[kind, d][CONFIG.grades[0]][0]:.3f}" for d in DEFECTS]
-    frame[f"{kind}, smallest found"] = [smallest(kind, d) for d in DEFECTS]
-pd.DataFrame(frame, index=list(DEFECTS)).replace(np.inf, "none").rename_axis("planted defect")
+    frame[f"{kind}, smallest found"] = [smallest[kind, d] for d in DEFECTS]
+pd.DataFrame(frame, list(DEFECTS)).replace(np.inf, "none").rename_axis("planted defect")
 
 # %% [markdown]
 # **Do we copy?** A jet is a copy if it lies much nearer to a training jet than to any jet that was not trained on. For each jet
@@ -1027,9 +1007,8 @@ sets = [name for name in ("test", "independent") if name in real]
 plan = [(kind, name, k) for kind in KINDS for name in TABLE for k in range(len(samples[name]))]
 jobs = [(judge_of(kind, k), samples[name][k], sets, real) for kind, name, k in plan]
 path = run.directory / "state" / "verdicts.joblib"
-answers = computed_once(
-    path, lambda: dict(zip(plan, side_by_side(judges.verdict, jobs), strict=True))
-)
+answers = computed_once(path, lambda: side_by_side(judges.verdict, jobs))
+answers = dict(zip(plan, answers, strict=True))
 
 # %% [markdown]
 # ## 7. Evaluation
@@ -1349,12 +1328,12 @@ claims = {
         x.any() for name, x in broken.items() if name != "real"
     )
     and in_images.loc[LABELS["long"]].iloc[1:].max() == 0,
-    "trees find dz without a track": smallest("trees", "dz without a track") <= 1,
+    "trees find dz without a track": smallest["trees", "dz without a track"] <= 1,
     "neither judge tells real jets apart": max(c.interval("real")[1] for c in both) < 0.52,
     "10 % of memorised jets are found": copies["control: 10 % memorised"]["low"] > 0.02,
 }
 findings = {
-    "the network finds dz without a track": smallest("towers", "dz without a track") <= 1,
+    "the network finds dz without a track": smallest["towers", "dz without a track"] <= 1,
     "trees, equal compute: diffusion beats the VAE": high.better("diffusion", "vae"),
     "trees, equal compute: diffusion beats the GAN": high.better("diffusion", "gan"),
     "both judges: diffusion beats independent towers": all(c.better("diffusion", "independent") for c in both),
@@ -1413,10 +1392,9 @@ def described(name: str) -> dict:
 
 
 results = {name: described(name) for name in TABLE}
-found = {(kind, defect): smallest(kind, defect) for kind in KINDS for defect in DEFECTS}
 variants = {
     "independent_sample": {name: comparisons["trees", sets[-1]].entry(name) for name in TABLE},
-    "smallest_defect_found": {": ".join(k): g for k, g in found.items() if np.isfinite(g)},
+    "smallest_defect_found": {": ".join(k): g for k, g in smallest.items() if np.isfinite(g)},
     "copies": copies, "stage_one": first_stage, "log_posterior": log_posterior,
     "pixels": {name: pixel_judge.entry(name) for name in pixels}, "toy_modes": toy_modes,
     "vae_sweep": biases,

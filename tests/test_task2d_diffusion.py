@@ -564,6 +564,23 @@ def test_a_judge_scores_real_jets_first_and_jets_that_it_has_not_seen(trained) -
     assert comparison.interval("a")[0] == roc_auc(y, scores)
 
 
+def test_a_planted_defect_is_graded_down_to_the_first_that_is_not_found(trained) -> None:
+    whole = jet_samples.of_images(trained.jets, np.arange(20))
+    real = dict.fromkeys(("train", "validation", "calibration"), whole)
+
+    def shifted(x: np.ndarray, rng: np.random.Generator, grade: float) -> np.ndarray:
+        return x * 10 if grade > 0.2 else x
+
+    def learn(fit: judges.Labelled, stop: judges.Labelled) -> judges.Score:
+        return lambda sample: sample.images.dense().sum((1, 2, 3)).numpy()
+
+    found = judges.aucs_of_grades(learn, whole, shifted, (1.0, 0.3, 0.1, 0.01), real)
+    assert list(found) == [1.0, 0.3, 0.1]
+    assert found[1.0][0] == 1
+    assert judges.smallest_grade(found) == 0.3
+    assert judges.smallest_grade({1.0: (0.5, 0.4, 0.6)}) == np.inf
+
+
 def test_the_network_judge_finds_dz_without_a_track(notebook) -> None:
     x = to_towers(SparseImages.from_dense(toy_jets(120, 3)), np.arange(120)).x
     x[60:] = planted_defects.DEFECTS["swapped pixel layers"](x[60:], np.random.default_rng(0), 1.0)
