@@ -1216,7 +1216,7 @@ def biases_of(job: Job) -> dict[str, tuple[float, float]]:
         "KL, nats per jet": mean_and_error(kl_divergence(*posterior).sum(1).cpu().numpy()),
         "jets above the real decile": mean_and_error(hits.sum((1, 2, 3)) > decile),
         "power, drawn": mean_and_error(small_scale_power(hits) / real_power),
-        "power of the mean": mean_and_error(small_scale_power(mean) / real_power),
+        "power of the mean": mean_and_error((small_scale_power(mean) / real_power).round(6)),
     }
 
 
