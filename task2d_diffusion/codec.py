@@ -5,6 +5,7 @@ towers lie about EMPTY, active ones about HIT, two clouds that do not touch.
 """
 
 import numpy as np
+import torch
 
 from task2d_diffusion.normal_scores import Quantiles, stretched, unstretched
 from task2d_diffusion.towers import (
@@ -69,6 +70,11 @@ class Codec:
         w, active = self.own_units(part), part.x > THRESHOLD
         self.value = [Quantiles(w[:, c][active[:, c]]) for c in range(N_CHANNELS)]
         self.summary = [Quantiles(column) for column in summaries(part).T]
+
+    def tables(self) -> dict[str, torch.Tensor]:
+        """The quantiles of values (8, k) and summaries (27, k)."""
+        found = {"value": self.value, "summary": self.summary}
+        return {k: torch.as_tensor(np.stack([q.table for q in ones])) for k, ones in found.items()}
 
     def own_units(self, part: Towers) -> np.ndarray:
         """Values in units of a hit, whole numbers in the counted channels."""

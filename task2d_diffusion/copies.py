@@ -40,3 +40,9 @@ class CopyTest:
     def _patterns_of(self, images: SparseImages, rows: np.ndarray) -> np.ndarray:
         parts = [torch.as_tensor(to_towers(images, part).x) for part in in_parts(rows)]
         return np.concatenate([self._patterns(part) for part in parts])
+
+
+def memorised(images: SparseImages, rows: np.ndarray, seed: int = 6) -> Tensor:
+    """What a generator that memorises would give: jets mirrored, a tenth of their towers erased."""
+    x = torch.as_tensor(to_towers(images, rows).x).flip(3)
+    return x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) > 0.1)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 KNOTS = 512  # of a distribution function
+MOST = -float(ndtri(0.25 / KNOTS))  # the largest score that a sample can have
 
 
 class Quantiles:
@@ -24,7 +25,7 @@ class Quantiles:
         low, high = self.p[np.minimum(left, KNOTS)], self.p[np.clip(right, 0, KNOTS)]
         within = low + (high - low) * rng.random(len(w))
         u = np.where(right > left, within, np.interp(w, self.table, self.p))
-        return ndtri(np.clip(u, 0.25 / KNOTS, 1 - 0.25 / KNOTS))
+        return np.clip(ndtri(u), -MOST, MOST)
 
     def inverse(self, z: np.ndarray) -> np.ndarray:
         """Values of normal scores, any shape."""

@@ -12,6 +12,7 @@ CHANNELS = ("track", "dz", "d0", "ecal", "hcal", "bpix1", "bpix2", "bpix3")
 GRID = 25
 AXIS = np.arange(GRID) - GRID // 2
 RADIUS = np.hypot(*np.meshgrid(AXIS, AXIS, indexing="ij"))
+WAVES = np.rint(np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(GRID) * GRID], indexing="ij")))
 PAIRS = tuple(combinations(range(len(CHANNELS)), 2))
 
 
@@ -58,3 +59,9 @@ def next_to(active: np.ndarray) -> np.ndarray:
     found[..., :, 1:] |= active[..., :, :-1]
     found[..., :, :-1] |= active[..., :, 1:]
     return found
+
+
+def small_scale_power(hit: np.ndarray) -> np.ndarray:
+    """Power above six waves per image of patterns (n, 8, 25, 25), less their mean; (n,)."""
+    power = np.abs(np.fft.fft2(hit - hit.mean(0))) ** 2
+    return power[..., WAVES > 6].mean((1, 2))

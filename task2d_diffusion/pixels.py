@@ -110,10 +110,12 @@ def in_images(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, N_CHANNELS, PIXELS, PIXELS)
 
 
-def shuffled(images: SparseImages, seed: int) -> SparseImages:
-    """The pixels of each tower permuted: what a judge on pixels must find."""
+def shuffled(images: SparseImages, seed: int, share: float = 1.0) -> SparseImages:
+    """The pixels of each tower permuted, in a share of the jets: a judge on pixels must find it."""
     rng, parts = np.random.default_rng(seed), []
     for rows in in_parts(np.arange(len(images)), 100):
-        x = rng.permuted(in_towers(images.dense(rows).numpy()), axis=4)
+        x = in_towers(images.dense(rows).numpy())
+        chosen = rng.random(len(x)) < share
+        x[chosen] = rng.permuted(x[chosen], axis=4)
         parts.append(SparseImages.from_dense(in_images(x)))
     return concatenate(parts)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from e2e_utils.sparse_images import SparseImages
 
@@ -58,6 +60,28 @@ def ranks(score: np.ndarray) -> np.ndarray:
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(score.shape[1])[None], 1)
     return rank
+
+
+def single_towers(
+    encoded: Tensor, width: float, empty: float, least: float = 10.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-odds of a hit, mean and width of a hit's v in each tower of mirrored jets, (8, 25, 25).
+
+    ``encoded`` (n, 8, 25, 25) is v - ``empty`` where there is a hit, else 0. ``least`` hits with
+    the channel's mean and the given width are added to each tower.
+    """
+    hit = encoded > 0
+    v = (encoded + empty) * hit
+
+    def mirrored(x: Tensor) -> Tensor:
+        return sum(x.flip(axes) for axes in ((), (1,), (2,), (1, 2)))
+
+    hits, first, second = (mirrored(x.double().sum(0)) for x in (hit, v, v.square()))
+    centre = first.sum((1, 2), keepdim=True) / hits.sum((1, 2), keepdim=True).clamp(min=1)
+    mean = (first + least * centre) / (hits + least)
+    variance = second - 2 * mean * first + hits * mean.square() + least * width**2
+    log_odds = torch.logit((hits + 0.5) / (4 * len(encoded) + 1))
+    return log_odds, mean, (variance / (hits + least)).clamp(min=1e-4).sqrt()
 
 
 def impossible_towers(part: Towers) -> pd.DataFrame:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 from e2e_utils.comparison import half_width
 from e2e_utils.evaluation import metric_entry
-from e2e_utils.fidelity import separation_power
+from e2e_utils.fidelity import fpd, kpd, separation_power
 from e2e_utils.parallel import side_by_side
 
 TRIED = (10, 15, 25, 40, 60, 100, 150, 250, 400, 600, 1000)  # sizes of samples
@@ -111,6 +112,7 @@ class WorstDirection:
         return np.inf
 
 
+@threadpool_limits.wrap(limits=1)  # as `judges.grown_trees`
 def log_posteriors(real: np.ndarray, made: Sequence[np.ndarray]) -> np.ndarray:
     """ln of the probability (n, generators) that a classifier of generators gives to real events.
 
@@ -132,6 +134,43 @@ def separations(real: np.ndarray, made: np.ndarray, bins: int = 20) -> np.ndarra
             for pair in zip(*places, strict=True)
         ]
     )
+
+
+class Standardised:
+    """Features (n, d) in units of a sample's spread, cut off at 20; constant ones are left out."""
+
+    def __init__(self, real: np.ndarray) -> None:
+        self.mean, self.spread = real.mean(0), real.std(0)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        useful = self.spread > 1e-9
+        return ((x - self.mean)[:, useful] / self.spread[useful]).clip(-20, 20)
+
+
+@threadpool_limits.wrap(limits=1)  # it runs in one process per core
+def table_distances(real: np.ndarray, made: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Separation power, FPD, KPD, precision and recall of features (n, d), each with its error.
+
+    Precision and recall need as many events of both.
+    """
+    units, n = Standardised(real), min(len(made), len(real))
+    found = {"separation": (separations(real, made).mean(), 0.0)}
+    found |= {"fpd": fpd(real, made), "kpd": kpd(real, made, size=1000)}
+    near = neighbourhood(units(real[:n]), units(made[:n]))
+    return found | {name: mean_and_error(x) for name, x in near.items()}
+
+
+def mean_and_error(x: np.ndarray) -> tuple[float, float]:
+    """Mean of numbers (n,) and its standard error."""
+    return float(x.mean()), float(x.std() / np.sqrt(len(x)))
+
+
+def entries_of(trainings: Sequence[dict[str, tuple[float, float]]]) -> dict[str, dict]:
+    """`distance_entry` of each number that the trainings have, without the spread: the interval
+    contains it."""
+    found = {name: distance_entry([one[name] for one in trainings]) for name in trainings[0]}
+    kept = ("value", "low", "high")
+    return {name: {key: entry[key] for key in kept} for name, entry in found.items()}
 
 
 def distance_entry(values: Sequence[tuple[float, float]]) -> dict[str, float]:

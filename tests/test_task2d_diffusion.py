@@ -16,12 +16,12 @@ from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.seeds import torch_generator
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
-from task2d_diffusion import codec, planted_defects, two_samples
+from task2d_diffusion import codec, judges, planted_defects, toy, two_samples
 from task2d_diffusion import samples as jet_samples
 from task2d_diffusion.codec import N_SUMMARY, Codec
-from task2d_diffusion.copies import CopyTest
-from task2d_diffusion.normal_scores import Quantiles, stretched, unstretched
-from task2d_diffusion.observables import tower_observables
+from task2d_diffusion.copies import CopyTest, memorised
+from task2d_diffusion.normal_scores import MOST, Quantiles, stretched, unstretched
+from task2d_diffusion.observables import small_scale_power, tower_observables
 from task2d_diffusion.pixels import TowerLibrary, in_images, in_towers, shuffled
 from task2d_diffusion.towers import (
     Towers,
@@ -117,6 +117,8 @@ def test_randomised_transform_makes_normal_numbers_of_atoms_and_goes_back() -> N
     free = sample < 100
     assert back[free] == pytest.approx(sample[free], rel=0.02, abs=0.1)
     assert list(quantiles.atoms()) == [255.0]
+    assert norm.ppf(1 - 0.25 / 512) == pytest.approx(MOST)  # half of the outermost bin
+    assert np.abs(quantiles.forward(np.array([-1e9, 1e9]), rng)) == pytest.approx(MOST)
     z = np.linspace(-4, 4, 801)
     assert unstretched(stretched(z)) == pytest.approx(z, abs=1e-9)
     assert (np.diff(stretched(z)) > 0).all()
@@ -454,8 +456,11 @@ def test_copies_are_nearer_to_the_jets_they_copy() -> None:
     images, rows = SparseImages.from_dense(toy_jets(90, 5)), np.arange(90)
     nearer = CopyTest(images, rows[:40], rows[40:60])
     new = torch.as_tensor(to_towers(images, rows[60:]).x)
-    copied = torch.as_tensor(to_towers(images, rows[:30]).x).flip(2)
-    copied = copied * (torch.rand(copied.shape, generator=torch_generator(0, 0)) > 0.1)
+    copied = memorised(images, rows[:30])
+    kept = copied.flip(3) > 0
+    x = torch.as_tensor(to_towers(images, rows[:30]).x)
+    assert torch.equal(copied.flip(3)[kept], x[kept])
+    assert kept.sum() / (x > 0).sum() == pytest.approx(0.9, abs=0.02)
     assert np.quantile(nearer(copied), 0.9) < np.quantile(nearer(new), 0.1)
 
 
@@ -512,6 +517,8 @@ def test_separation_and_entry_in_closed_form() -> None:
     a, b = np.array([[0.0], [1.0]]), np.array([[1.0], [1.0]])
     # shares 1/2, 1/2 against 0, 1: (1/4 / (1/2) + 1/4 / (3/2)) / 2
     assert two_samples.separations(a, b, bins=2)[0] == pytest.approx(1 / 3)
+    units = two_samples.Standardised(np.array([[0.0, 1.0], [2.0, 1.0]]))
+    assert units(np.array([[3.0, 1.0], [99.0, 1.0]])).tolist() == [[2.0], [20.0]]
     entry = two_samples.distance_entry([(2.0, 0.5)])
     assert (entry["value"], entry["low"]) == pytest.approx((2, 2 - 0.98), abs=0.01)
 
@@ -521,7 +528,7 @@ def sample(images: SparseImages, table: pd.DataFrame | None = None) -> jet_sampl
     return found if table is None else jet_samples.Sample(images, found.largest, table)
 
 
-def test_trees_find_what_is_there_and_nothing_else(notebook) -> None:
+def test_trees_find_what_is_there_and_nothing_else() -> None:
     rng, label = np.random.default_rng(0), np.repeat([0, 1], 300)
     images = SparseImages.from_dense(np.zeros((600, 1, 2, 2), np.float32))
     for shift, low, high in ((0.0, 0.4, 0.6), (1.0, 0.7, 1.0)):
@@ -529,41 +536,59 @@ def test_trees_find_what_is_there_and_nothing_else(notebook) -> None:
             sample(images, pd.DataFrame(rng.normal(size=(600, 3)) + shift * label[:, None]))
             for _ in range(3)
         ]
-        score = notebook.tree_judge(*(notebook.Labelled(part, label) for part in parts[:2]))
+        score = judges.tree_judge(*(judges.Labelled(part, label) for part in parts[:2]))
         assert low < roc_auc(label, score(parts[2])) < high
 
 
-def test_a_judge_scores_real_jets_first_and_jets_that_it_has_not_seen(trained, monkeypatch) -> None:
+def test_a_judge_scores_real_jets_first_and_jets_that_it_has_not_seen(trained) -> None:
     seen = []
 
-    def network_judge(kind, fit, stop, seed):
-        seen.extend(part.sample.images.dense() for part in (fit, stop))
-        return trained.Judge(pixels=False)
+    def learn(fit: judges.Labelled, stop: judges.Labelled) -> judges.Score:
+        seen.extend([fit.sample.images.dense(), stop.sample.images.dense()])
+        return lambda sample: sample.images.dense().sum((1, 2, 3)).numpy()
 
-    monkeypatch.setattr(trained, "network_judge", network_judge)
     real = {
         name: jet_samples.of_images(trained.jets, rows)
         for name, rows in trained.splits.__dict__.items()
     }
     made = jet_samples.of_images(trained.jets, trained.splits.train[:20])
-    (scores,) = trained.judge("towers", made, 0, ("test",), real)
-    assert len(scores) == len(real["test"]) + 8
+    (scores,) = judges.verdict(learn, made, ("test",), real)
     assert [len(part) for part in seen] == [20, 4]  # half real each
+    assert torch.equal(seen[0][:10], real["train"].images.dense(np.arange(10)))
     assert torch.equal(seen[0][10:], made.images.dense(np.arange(10)))
+    assert torch.equal(seen[1][2:], made.images.dense(np.arange(10, 12)))
+    jets = torch.cat([real["test"].images.dense(), made.images.dense(np.arange(12, 20))])
+    assert scores == pytest.approx(jets.sum((1, 2, 3)).numpy())
     y = np.repeat([0, 1], [8, 8])
-    comparison = trained.compared(8, {"a": [scores]}, "a")
+    comparison = judges.compared(8, {"a": [scores]}, "a")
     assert comparison.interval("a")[0] == roc_auc(y, scores)
 
 
-def test_the_network_judge_finds_dz_without_a_track(trained, monkeypatch) -> None:
-    config = vars(trained.CONFIGS["smoke"]) | {"judge_passes": 12}
-    monkeypatch.setattr(trained, "CONFIG", trained.Config(**config))
+def test_a_planted_defect_is_graded_down_to_the_first_that_is_not_found(trained) -> None:
+    whole = jet_samples.of_images(trained.jets, np.arange(20))
+    real = dict.fromkeys(("train", "validation", "calibration"), whole)
+
+    def shifted(x: np.ndarray, rng: np.random.Generator, grade: float) -> np.ndarray:
+        return x * 10 if grade > 0.2 else x
+
+    def learn(fit: judges.Labelled, stop: judges.Labelled) -> judges.Score:
+        return lambda sample: sample.images.dense().sum((1, 2, 3)).numpy()
+
+    found = judges.aucs_of_grades(learn, whole, shifted, (1.0, 0.3, 0.1, 0.01), real)
+    assert list(found) == [1.0, 0.3, 0.1]
+    assert found[1.0][0] == 1
+    assert judges.smallest_grade(found) == 0.3
+    assert judges.smallest_grade({1.0: (0.5, 0.4, 0.6)}) == np.inf
+
+
+def test_the_network_judge_finds_dz_without_a_track(notebook) -> None:
     x = to_towers(SparseImages.from_dense(toy_jets(120, 3)), np.arange(120)).x
     x[60:] = planted_defects.DEFECTS["swapped pixel layers"](x[60:], np.random.default_rng(0), 1.0)
     x[60:, 1] = np.roll(x[60:, 1], 3, axis=1)
     part, label = sample(SparseImages.from_dense(x)), np.repeat([0, 1], 60)
-    model = trained.network_judge("towers", *2 * [trained.Labelled(part, label)], 0)
-    assert roc_auc(label, trained.logits(model, part)) > 0.9
+    both = 2 * [judges.Labelled(part, label)]
+    score = judges.network_judge(partial(notebook.Judge, False), 0, 12, *both)
+    assert roc_auc(label, score(part)) > 0.9
 
 
 def test_samples_keep_their_jets_together() -> None:
@@ -584,6 +609,8 @@ def test_permuted_pixels_keep_the_towers(trained) -> None:
         to_towers(images, np.arange(6)).x, abs=0.01
     )
     assert not torch.equal(found.dense(), images.dense())
+    some = (shuffled(images, 0, 0.5).dense() != images.dense()).flatten(1).any(1)
+    assert 0 < some.sum() < 6
     x = images.dense().numpy()
     assert (in_images(in_towers(x)) == x).all()
     assert in_towers(x).sum(4) == pytest.approx(to_towers(images, np.arange(6)).x, abs=0.01)
@@ -591,16 +618,16 @@ def test_permuted_pixels_keep_the_towers(trained) -> None:
 
 def test_modes_are_counted(notebook) -> None:
     rng = np.random.default_rng(0)
-    points = notebook.TOY_MODES[rng.integers(10, size=2000)]
-    points = points + notebook.TOY_WIDTH * rng.normal(size=(2000, 2))
-    assert notebook.modes_found(points) == 10
-    assert notebook.modes_found(np.full((100, 2), 50.0)) == 0
+    points = toy.MODES[rng.integers(10, size=2000)]
+    points = points + toy.WIDTH * rng.normal(size=(2000, 2))
+    assert toy.modes_found(points) == 10
+    assert toy.modes_found(np.full((100, 2), 50.0)) == 0
     assert notebook.train_toy(True, 0, 2).shape == (4000, 2)
 
 
-def test_small_scale_power_of_a_wave(notebook) -> None:
+def test_small_scale_power_of_a_wave() -> None:
     wave = np.cos(2 * np.pi * np.outer((3, 9), np.arange(25)) / 25)  # waves of 3 and 9 per image
-    x = torch.tensor(wave, dtype=torch.float32)[:, None, None].expand(-1, 8, 25, -1)
-    power = notebook.small_scale_power(torch.cat([x, -x]))
+    x = np.broadcast_to(wave[:, None, None], (2, 8, 25, 25))
+    power = small_scale_power(np.concatenate([x, -x]))
     assert power[0] == pytest.approx(0, abs=1e-3)
     assert power[1] > 1
