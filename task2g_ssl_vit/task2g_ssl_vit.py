@@ -125,7 +125,7 @@ CONFIGS = {
     ),
     "standard": Config(
         6, {40: (4, 150), 100: (4, 150), 400: (2, 200), 2000: (1, 400), 0: (1, 1000)}, more=True,
-        short=(10_000, 5),
+        short=(8_000, 5),
     ),
     "full": Config(
         100, {40: (4, 300), 100: (4, 400), 400: (2, 800), 2000: (1, 1500), 0: (1, 6000)}, 5, more=True,
@@ -757,7 +757,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 seed_everything(0)
 diagnosed = {"ResNet-15, random weights": ResNet15()}
 for kind, jobs in plan.items():
-    diagnosed |= {f"{kind}, pre-training {job.seed + 1}": pretrained_encoder(job) for job in jobs}
+    name = "ResNet-15" if kind == "resnet" else "transformer"
+    diagnosed |= {f"{name}, pre-training {job.seed + 1}": pretrained_encoder(job) for job in jobs}
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.4))
 collapse = {}
 for number, (name, encoder) in enumerate(diagnosed.items()):
@@ -1019,21 +1020,18 @@ for count in (CONFIG.few, 0):
     for name, rate in product(arms_of(count), CONFIG.rates):
         jobs = [job for job in jobs_of(name, count, rate) if job.draw == 0]
         trials[name, count > 0, rate] = jobs if count else jobs[:1]
-if len(CONFIG.rates) > 1:
-    run_jobs([job for jobs in trials.values() for job in jobs])
+run_jobs([job for jobs in trials.values() for job in jobs])
 rates, tried = {}, {}
-for name, few, rate in trials:
-    jobs = [job for job in trials[name, few, rate] if job in trained]
+for (name, few, rate), jobs in trials.items():
     line = tried.setdefault((LABELS[name], CONFIG.few if few else "all"), {})
-    line[f"{rate:g}"] = np.mean([trained[job][0] for job in jobs]) if jobs else 0.0
+    line[f"{rate:g}"] = np.mean([trained[job][0] for job in jobs])
     rates[name, few] = CONFIG.rates[int(np.argmax(list(line.values())))]
 frame = pd.DataFrame(tried).T.rename_axis(["quality at a rate of", "labels"])
 display(frame.style.format(precision=3).highlight_max(axis=1, props="font-weight: bold"))
 
 # %% [markdown]
 # **All trainings.** *More compute* for scratch: with all labels, as many steps as bring the jets that it processes up to those of
-# pre-training (two views per jet) and fine-tuning together; with few, ten times the updates, by when each jet has been
-# seen over a thousand times. In either case it may keep an early round, so that it gets its own best length, too.
+# pre-training (two views per jet) and fine-tuning together; with few, ten times the updates. In either case it may keep an early round, so that it gets its own best length, too.
 
 
 # %%
@@ -1258,7 +1256,7 @@ for sample, (_, rows) in samples.items():
     display(pd.DataFrame(table).T.rename_axis(f"{len(rows):,} jets ({sample})"))
 
 # %% [markdown]
-# **Is it the compute?** Fine-tuned minus scratch with more compute. With few labels on the first draw of each training. The
+# **Is it the compute?** Fine-tuned minus scratch with more compute. With few labels the first draw of each training counts. The
 # transformer is compared with itself from scratch and with the ResNet after equal passes.
 
 # %%
