@@ -513,9 +513,9 @@ class TowerTransformer(nn.Module):
 ENCODERS = {"resnet": ResNet15, "vit": TowerTransformer}
 
 # %% [markdown]
-# **Loss.** *SimCLR* (Chen et al., arXiv:2002.05709; for jets Dillon et al., arXiv:2108.04253). Two views of the same $B$ jets
-# get embeddings from a projector of two hidden layers, which is thrown away afterwards. Of all $2B-1$ other embeddings the other view
-# of the jet shall be the nearest, by cosine $s$:
+# **Loss.** *SimCLR* (Chen et al., arXiv:2002.05709; for jets Dillon et al., arXiv:2108.04253). Two views of the same
+# $B$ jets get embeddings from a projector of two hidden layers, which is thrown away afterwards. Of all $2B-1$ other
+# embeddings the other view of the jet shall be the nearest, by cosine $s$:
 # $$\mathcal{L}=-\frac1{2B}\sum_i\ln\frac{e^{s_{ii'}/\tau}}{\sum_{k\ne i}e^{s_{ik}/\tau}},\qquad\tau=0.1 .$$
 # It was the loss of the first contrastive training on jets, and its jets repel each other, which works against collapse.
 
@@ -733,10 +733,10 @@ plan = {
 once(run_pretraining, [*plan["vit"], *plan["resnet"]], pretrained)
 
 # %% [markdown]
-# **Collapsed?** An encoder that answers every jet alike is perfectly invariant, and a falling loss need not tell. Left, the singular values
-# $\sigma_k$ of the centred features of validation jets; right, cosines between a jet and its view, and between two jets. The
-# *effective rank* is $\exp(-\sum_kp_k\ln p_k)$ with $p_k=\sigma_k/\sum_l\sigma_l$ (Garrido et al., arXiv:2210.02885): 1
-# for a line, the dimension for a round cloud.
+# **Collapsed?** An encoder that answers every jet alike is perfectly invariant, and a falling loss need not tell. Left,
+# the singular values $\sigma_k$ of the centred features of validation jets; right, cosines between a jet and its view,
+# and between two jets. The *effective rank* is $\exp(-\sum_kp_k\ln p_k)$ with $p_k=\sigma_k/\sum_l\sigma_l$ (Garrido et
+# al., arXiv:2210.02885): 1 for a line, the dimension for a round cloud.
 
 
 # %%
@@ -1030,8 +1030,9 @@ frame = pd.DataFrame(tried).T.rename_axis(["quality at a rate of", "labels"])
 display(frame.style.format(precision=3).highlight_max(axis=1, props="font-weight: bold"))
 
 # %% [markdown]
-# **All trainings.** *More compute* for scratch: with all labels, as many steps as bring the jets that it processes up to those of
-# pre-training (two views per jet) and fine-tuning together; with few, ten times the updates. In either case it may keep an early round, so that it gets its own best length, too.
+# **All trainings.** *More compute* for scratch: with all labels, as many steps as bring the jets that it processes up
+# to those of pre-training (two views per jet) and fine-tuning together; with few, ten times the updates. In either case
+# it may keep an early round, so that it gets its own best length, too.
 
 
 # %%
@@ -1289,8 +1290,8 @@ plt.show()
 
 # %% [markdown]
 # ## 7. What was tried
-# The short pre-trainings of section 4: means of linear probes on features alone, with the standard deviation of three trainings. Shapes
-# would hide what an embedding lacks.
+# The short pre-trainings of section 4: means of linear probes on features alone, with the standard deviation of three
+# trainings. Shapes would hide what an embedding lacks.
 
 # %%
 if probes:
@@ -1448,9 +1449,10 @@ metrics = run.save_metrics(
 # it is scored.
 #
 # <!-- after standard -->
-# **Few labels.** An encoder from scratch must find out from a hundred jets which of thousands of patterns matter; a pre-trained one
-# has ordered the patterns before. Trees and linear models need no encoder, and what they reach from shapes is the level that an image has to
-# exceed. Section 6 shows at how many labels each of them is ahead, and section 8 which aims were reached.
+# **Few labels.** An encoder from scratch must find out from a hundred jets which of thousands of patterns matter; a
+# pre-trained one has ordered the patterns before. Trees and linear models need no encoder, and what they reach from
+# shapes is the level that an image has to exceed. Section 6 shows at how many labels each of them is ahead, and section
+# 8 which aims were reached.
 #
 # <!-- after standard -->
 # **All labels.** Thousands of labels and the views, which scratch gets, too, may tell a network as much as the unlabelled
@@ -1462,8 +1464,8 @@ metrics = run.save_metrics(
 #
 # <!-- after standard -->
 # **The transformer** sees the most active towers as a set with places. Neighbourhood, which a convolution has from the
-# start, it has to learn from jets. It is small and trained for minutes: the comparison is one at equal passes and similar time, not one
-# of architectures at their best.
+# start, it has to learn from jets. It is small and trained for minutes: the comparison is one at equal passes and
+# similar time, not one of architectures at their best.
 #
 # **What the views decide.** An embedding forgets what views change. Flips and shifts are safe; smearing and drop-out
 # of hits say that a jet is the same jet after another measurement. The number of hits, which mass and momentum are
@@ -1476,14 +1478,15 @@ metrics = run.save_metrics(
 #
 # **Limits.** Numbers on stand-in jets compare methods on the same jets. They do not predict those on the official
 # files, where public solutions have an AUC of 0.943 fine-tuned against 0.897 from scratch and a squared error of the
-# mass of 853 GeV². Choices are made with validation jets whose labels someone with forty labels would not have
-# (Oliver et al., arXiv:1804.09170); this helps all arms alike. What the label means is undocumented; we take 1 for
-# a top. The pre-training is a few passes long, those of the papers hundreds, with batches of thousands; SimCLR gains
-# from both. Scratch with more compute takes the rate that was best for the shorter training; with few labels it has ten times the updates and not
-# the compute of the whole pre-training. Unlabelled and labelled jets come from the same simulation: a shift between
-# the two is not studied.
+# mass of 853 GeV². Choices are made with validation jets whose labels someone with forty labels would not have (Oliver
+# et al., arXiv:1804.09170); this helps all arms alike. What the label means is undocumented; we take 1 for a top. The
+# pre-training is a few passes long, those of the papers hundreds, with batches of thousands; SimCLR gains from both.
+# Scratch with more compute takes the rate that was best for the shorter training; with few labels it has ten times the
+# updates and not the compute of the whole pre-training. Unlabelled and labelled jets come from the same simulation: a
+# shift between the two is not studied.
 #
-# **References.** T. Chen et al., *SimCLR*, arXiv:2002.05709. B. Dillon et al., *Symmetries, safety, and self-supervision*
-# (JetCLR), arXiv:2108.04253. Q. Garrido et al., *RankMe*, arXiv:2210.02885. K. He et al., *Deep residual learning*,
-# arXiv:1512.03385. A. Dosovitskiy et al., *An image is worth 16x16 words*, arXiv:2010.11929. A. Oliver et al., *Realistic evaluation of semi-supervised learning*, arXiv:1804.09170.
-# L. Smith, N. Topin, *Super-convergence*, arXiv:1708.07120.
+# **References.** T. Chen et al., *SimCLR*, arXiv:2002.05709. B. Dillon et al., *Symmetries, safety, and
+# self-supervision* (JetCLR), arXiv:2108.04253. Q. Garrido et al., *RankMe*, arXiv:2210.02885. K. He et al., *Deep
+# residual learning*, arXiv:1512.03385. A. Dosovitskiy et al., *An image is worth 16x16 words*, arXiv:2010.11929. A.
+# Oliver et al., *Realistic evaluation of semi-supervised learning*, arXiv:1804.09170. L. Smith, N. Topin,
+# *Super-convergence*, arXiv:1708.07120.

@@ -147,8 +147,8 @@ TARGETS = ("y", "m", "pT")
 # `load_jets8` reads the official files where they are on disk, and otherwise stand-in jets simulated with Pythia 8 and
 # a detector model in the same schema (`data/README.md` compares them with official ones). Experts learn from the
 # unlabelled file. Of the labelled jets 75 % train, 5 % settle every choice, and 20 % are the test set, scored once in
-# section 7. It is the split of task 2g, which shows the spectra of $m$ and $p_T$. Stand-in jets with another seed are the **independent sample**: nothing is
-# chosen on them either, and there are more of them.
+# section 7. It is the split of task 2g, which shows the spectra of $m$ and $p_T$. Stand-in jets with another seed are
+# the **independent sample**: nothing is chosen on them either, and there are more of them.
 
 
 # %%
@@ -1114,8 +1114,8 @@ display(pd.DataFrame(effort).T.rename_axis("one training").style.format("{:,.0f}
 
 # %% [markdown]
 # ## 8. What this run shows
-# Aims that were set before this run, and whether it reaches them on the sample with the most jets: ▲, ▼ or = for $y$, $m$ and $p_T$.
-# "Better" means by more than the interval.
+# Aims that were set before this run, and whether it reaches them on the sample with the most jets: ▲, ▼ or = for $y$,
+# $m$ and $p_T$. "Better" means by more than the interval.
 
 
 # %%
@@ -1394,9 +1394,9 @@ metrics = run.save_metrics(
 # the shapes only, so the difference to them is what the image holds beyond.
 #
 # <!-- after standard -->
-# **The mixture and the student.** A mixture gains where its experts err on different jets, and a gate where it can tell which of them
-# to trust; it has a few hundred jets to learn that from. The student sees the mixture's answers on all unlabelled
-# jets. Whether that is more than a longer training is decided by the control with labels only; whether the
+# **The mixture and the student.** A mixture gains where its experts err on different jets, and a gate where it can tell
+# which of them to trust; it has a few hundred jets to learn that from. The student sees the mixture's answers on all
+# unlabelled jets. Whether that is more than a longer training is decided by the control with labels only; whether the
 # self-supervised experts matter, by the student of the supervised expert alone. Section 8 gives the verdicts.
 #
 # <!-- after standard -->
@@ -1409,12 +1409,14 @@ metrics = run.save_metrics(
 # **Generation** here is a test of what the features remember, not a simulation: the decoder gives the mean of what could
 # be behind a hidden tower, and means have no fluctuations.
 #
-# **Limits.** Numbers on stand-in jets compare methods on the same jets; they do not predict those on the official files.
-# What the label means is undocumented; we take 1 for a top. All arms train for minutes, and self-supervision is known to
-# need hundreds of passes. The two self-supervised experts have equal passes and not equal compute: two views of a jet cost twice one. The mixture is fitted to the jets on which heads and rounds were chosen, which flatters its
-# choice a little but touches no test jet. All students take the rate that *labels only* prefers; trainings on other jets share one rate. Spreads of arms that share experts are added as if they were independent, so
-# the intervals are rather too wide. *Labels only* has twice as many labelled jets in a batch as a student: equal images
-# per update, not equal label noise. Not studied: distilling latent vectors (Ranzinger et al., arXiv:2312.06709), other temperatures,
+# **Limits.** Numbers on stand-in jets compare methods on the same jets; they do not predict those on the official
+# files. What the label means is undocumented; we take 1 for a top. All arms train for minutes, and self-supervision is
+# known to need hundreds of passes. The two self-supervised experts have equal passes and not equal compute: two views
+# of a jet cost twice one. The mixture is fitted to the jets on which heads and rounds were chosen, which flatters its
+# choice a little but touches no test jet. All students take the rate that *labels only* prefers; trainings on other
+# jets share one rate. Spreads of arms that share experts are added as if they were independent, so the intervals are
+# rather too wide. *Labels only* has twice as many labelled jets in a batch as a student: equal images per update, not
+# equal label noise. Not studied: distilling latent vectors (Ranzinger et al., arXiv:2312.06709), other temperatures,
 # larger students.
 #
 # **References.** T. Chen et al., *SimCLR*, arXiv:2002.05709. B. Dillon et al., *Symmetries, safety, and
