@@ -1276,7 +1276,7 @@ def maps_of(encoder: nn.Module, towers: torch.Tensor) -> torch.Tensor:
 
 
 # %%
-@torch.inference_mode()
+@torch.no_grad()
 def fine_data(encoder: nn.Module, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
     """Of active towers: what they and their neighbours say, the maps besides, and pixels (n, 2, 25)."""
     columns, crop = [], slice(TASK2G.BORDER, TASK2G.SIDE - TASK2G.BORDER)
@@ -1290,7 +1290,7 @@ def fine_data(encoder: nn.Module, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
         active = pixels.sum((3, 4)) > 0  # (B, 19, 19)
         inputs = torch.cat([own, maps_of(encoder, low)], 1).permute(0, 2, 3, 1)[active]
         columns.append((inputs[:, :18], inputs, pixels[active]))
-    return tuple(torch.cat(column).clone() for column in zip(*columns, strict=True))
+    return tuple(torch.cat(column) for column in zip(*columns, strict=True))
 
 
 # %%
