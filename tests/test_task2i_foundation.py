@@ -151,7 +151,7 @@ def test_linear_heads_are_regressions_and_unknown_targets_stay_zero(notebook):
     x, check = x[: len(jets.train)], x[len(jets.train) :]
     notebook.fit_linear(model, x, check, jets)
     target = notebook.scaled(jets, jets.truth)[jets.train, 1]
-    fits = [Ridge(a).fit(x, target).coef_ for a in (10, 100, 1000)]
+    fits = [Ridge(a).fit(x, target).coef_ for a in (1, 10, 100, 1000)]
     weight = model.linear.weight.detach().numpy()
     assert min(np.abs(weight[1] - fit).max() for fit in fits) < 1e-5
     assert not weight[[0, 2]].any()
@@ -258,7 +258,7 @@ class FakeFit:
 
 @pytest.mark.parametrize("arm", ["contrastive", "variational", "student"])
 def test_interrupted_trainings_continue_exactly(notebook, arm):
-    notebook.CONFIG = replace(notebook.CONFIG, passes={"contrastive": 2, "variational": 2})
+    notebook.CONFIG = replace(notebook.CONFIG, passes=2)
     folder, job = notebook.run.directory, notebook.Job(arm, 0, 4)
 
     def training(name: str) -> dict[str, np.ndarray]:
@@ -273,7 +273,7 @@ def test_interrupted_trainings_continue_exactly(notebook, arm):
 
 def test_only_an_encoder_of_the_same_recipe_is_taken_over(notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(notebook.paths, "WEIGHTS", tmp_path)
-    passes = {"contrastive": notebook.TASK2G.CONFIGS[notebook.PROFILE].passes}
+    passes = notebook.TASK2G.CONFIGS[notebook.PROFILE].passes
     notebook.CONFIG = replace(notebook.CONFIG, passes=passes)
     notebook.dataset = SimpleNamespace(description="these jets")
     assert notebook.published_encoder() is None
@@ -288,7 +288,7 @@ def test_only_an_encoder_of_the_same_recipe_is_taken_over(notebook, tmp_path, mo
         path = tmp_path / "task2g_ssl_vit" / "resnet_pretrained0.safetensors"
         save_weights(path, encoder, card | change)
         assert (notebook.published_encoder() is not None) == taken
-    notebook.CONFIG = replace(notebook.CONFIG, passes={"contrastive": 99})
+    notebook.CONFIG = replace(notebook.CONFIG, passes=99)
     save_weights(path, encoder, card)
     assert notebook.published_encoder() is None
 
