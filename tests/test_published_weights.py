@@ -82,7 +82,7 @@ def codec_2d(task: ModuleType, _: Card) -> nn.Module:
 
 def arm_2d(task: ModuleType, card: Card) -> nn.Module:
     arm, options = task.ARMS.get(card["arm"], (card["arm"], ()))
-    return task.NETWORKS[arm](**dict(options))
+    return task.NETWORKS[arm][0](**dict(options))
 
 
 def motion_2j(*_: object) -> nn.Module:
@@ -222,7 +222,7 @@ def generated_hits(task: str, x: np.ndarray, y: np.ndarray) -> Entry:
 def trained_parameters(task: str) -> Entry:
     """Parameters of the diffusion network: 2d's other numbers need thousands of generated jets."""
     path = WEIGHTS / task / "long_seed0.safetensors"
-    network = load_weights(path, load_definitions(task).NETWORKS["diffusion"]())
+    network = load_weights(path, load_definitions(task).NETWORKS["diffusion"][0]())
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return metric_entry(count, count, count)
 
