@@ -176,6 +176,14 @@ def test_html_tables_are_real_tables_with_numbers_to_the_right(tmp_path: Path) -
         assert "align: (left,right,)" in typst
 
 
+def test_html_tables_may_hold_formulas_and_prices(tmp_path: Path) -> None:
+    table = "<table><tbody><tr><td>true $p_T$</td><td>$5 to $10</td></tr></tbody></table>"
+    output = new_output("display_data", data={"text/html": table})
+    typst = body(new_notebook(cells=[new_code_cell("x", outputs=[output])]), tmp_path)
+    assert "true $p_T$" in typst
+    assert r"\$5 to \$10" in typst
+
+
 def rows_per_page(rows: int, lines: int, folder: Path) -> list[int]:
     """Rows of a table on each page of a notebook that has some lines before it."""
     pypdf = pytest.importorskip("pypdf")

@@ -5,6 +5,7 @@ local markup = {}
 
 -- GitHub's dialect: what the notebook looks like there is what it should look like elsewhere.
 local MARKDOWN = "gfm+tex_math_dollars+footnotes-yaml_metadata_block"
+local HTML = "html+tex_math_dollars"  -- as MathJax shows a table's cells in Jupyter
 local MATH_ENVIRONMENTS = {
   align = "aligned", ["align*"] = "aligned", aligned = "aligned",
   equation = false, ["equation*"] = false,
@@ -41,7 +42,7 @@ end
 
 local function convert_raw_block(block)
   if block.format == "html" then
-    return pandoc.read(block.text, "html+tex_math_dollars").blocks
+    return pandoc.read(block.text, HTML).blocks
   end
 end
 
@@ -62,7 +63,7 @@ end
 function markup.read_blocks(part)
   local html = part.kind == "html"
   local text = html and part.text or wrap_environments(part.text)
-  local document = pandoc.read(text, html and "html" or MARKDOWN)
+  local document = pandoc.read(text, html and HTML or MARKDOWN)
   -- Raw pieces first: they become elements that later functions must see.
   return document:walk({ RawBlock = convert_raw_block, RawInline = convert_raw_inline }).blocks
 end
