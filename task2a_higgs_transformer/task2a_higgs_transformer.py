@@ -97,7 +97,8 @@ DATA = os.environ.get("DATA") or None  # another file in the format of HIGGS.csv
 
 # %% [markdown]
 # A profile changes the number of events, passes and trainings, never the method. `full` is the task's own protocol on a
-# GPU.
+# GPU. This notebook is longer than most: official rows and stand-ins are two studies, and pre-training is judged only by rivals
+# with the same passes, the same physics and rates of their own.
 
 
 # %%

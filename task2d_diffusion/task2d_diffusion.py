@@ -112,7 +112,8 @@ DATA = os.environ.get("DATA") or None  # other files of the official schema, com
 
 # %% [markdown]
 # A profile changes the number of jets, steps and trainings, never the method. The cost of a training is the number of jets that
-# the diffusion network sees; rivals see as many as cost the same floating-point operations.
+# the diffusion network sees; rivals see as many as cost the same floating-point operations. This notebook
+# is longer than most: it holds three kinds of generator, and judges that have to show first what they can find.
 
 
 # %%

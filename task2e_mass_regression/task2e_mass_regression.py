@@ -51,6 +51,8 @@ show_results("task2e_mass_regression")
 
 # %% [markdown]
 # ## 1. Set-up
+# This notebook is longer than most: a response that is flat needs a calibration, limits and a likelihood beside the network, each
+# tested in bins of mass and momentum.
 
 # %%
 from collections.abc import Callable, Iterator

@@ -95,7 +95,8 @@ DATA_SOURCE = os.environ.get("DATA_SOURCE", "auto")  # auto, official, standin
 DATA = os.environ.get("DATA") or None  # other files of the official schema, comma separated
 
 # %% [markdown]
-# A profile changes the number of jets, passes and trainings, never the method.
+# A profile changes the number of jets, passes and trainings, never the method. This notebook is longer than most: every statement on
+# labels is made for three targets, five numbers of labels and all rivals.
 
 
 # %%

@@ -56,6 +56,8 @@ show_results("task2j_symmetry")
 
 # %% [markdown]
 # ## 1. Set-up
+# This notebook is the longest of the series: it looks for a symmetry with and without labels, in latent space and in pixels, in two
+# digits and in ten, tests what was found as a rotation, and builds an invariant network with it.
 
 # %%
 import contextlib
