@@ -16,7 +16,7 @@ else
   READY := .venv/ready
 endif
 
-# Idle Dask processes look at themselves up to a hundred times a second: 8 % of a core, with these two 2 %.
+# Idle Dask processes look at themselves up to a hundred times per second: 8 % of a core, with these two 2 %.
 export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED := False
 export DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL := 1s
 # A machine that slept for some minutes has not lost its workers.

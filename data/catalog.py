@@ -109,7 +109,7 @@ def dataset(name: str) -> Dataset:
 def official_paths(name: str) -> list[Path]:
     """Where the official files of a dataset belong, in catalog order, present or not.
 
-    Fallback files are left out: they stand in for the others where those cannot be had.
+    Fallback files are left out: they replace the others where those cannot be had.
     """
     return [
         paths.OFFICIAL / file["name"] for file in dataset(name)["file"] if not file.get("fallback")

@@ -88,7 +88,7 @@ def fetch_all(
 ) -> int:
     """Fetch every file; one that fails does not stop the others. Returns the exit code.
 
-    A file marked as fallback stands in for all others of its dataset: it is fetched when one of
+    A file marked as fallback replaces all others of its dataset: it is fetched when one of
     them cannot be had (or when asked for alone), and once there nothing else is asked for.
     """
     by_dataset: dict[str, list[OfficialFile]] = {}
