@@ -1,11 +1,11 @@
 """README names every package under the GPL that an installation brings."""
 
 import re
-from importlib.metadata import metadata
+from importlib.metadata import PackageNotFoundError, metadata
 
 from e2e_utils import paths
 
-BUNDLED = {"fastjet", "pypandoc_binary"}  # their own metadata do not mention what is inside
+HIDDEN = {"pythia8mc", "fastjet", "pypandoc_binary"}  # not everywhere, or inside a package
 
 
 def required() -> set[str]:
@@ -19,12 +19,14 @@ def required() -> set[str]:
 def test_packages_under_the_gpl_are_named() -> None:
     found = set()
     for name in required():
-        about = metadata(name)
+        try:
+            about = metadata(name)
+        except PackageNotFoundError:  # Pythia has no wheel for this system
+            continue
         words = [about.get("License-Expression", ""), about.get("License", "").split("\n")[0]]
         words += about.get_all("Classifier", [])
         if any(re.search(r"\bL?GPL|GNU", word) for word in words):
             found.add(name)
-    assert "pythia8mc" in found
     section = (paths.ROOT / "README.md").read_text().split("## Licence and citation")[1]
-    missing = sorted(name for name in found | BUNDLED if f"`{name}`" not in section)
+    missing = sorted(name for name in found | HIDDEN if f"`{name}`" not in section)
     assert missing == []
