@@ -32,7 +32,8 @@ def main() -> None:
         rows += importlib.import_module(f"benchmarks.{name}").measure()
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     text = f"# Benchmarks\nWritten by `make bench` on: {machine}.\n\n{table(rows)}\n"
-    write_text(RESULTS, text)
+    _, title, rest = RESULTS.read_text(encoding="utf-8").partition("\n## ")  # of other programs
+    write_text(RESULTS, text + title + rest)
     print(text)
 
 
