@@ -73,7 +73,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import nn
 from torch.nn import functional as F
 
-from data.loaders import load_super_resolution
+from data.loaders import load_fresh_super_resolution, load_super_resolution
 from e2e_utils import plotting
 from e2e_utils.boosting import fit_trees, tuned_trees
 from e2e_utils.checkpoints import computed_once, save_weights
@@ -154,7 +154,7 @@ print(run.summary())
 dataset = load_super_resolution(DATA_SOURCE, PROFILE, path=DATA)
 fresh = None
 if dataset.source == "standin":
-    fresh = load_super_resolution(DATA_SOURCE, PROFILE, fresh=True)
+    fresh = load_fresh_super_resolution(PROFILE)
 y = dataset.y
 splits = split(y, seed=0, fractions=(0.75, 0.05, 0.2), groups=duplicate_groups(dataset.images))
 parts = splits._asdict().items()

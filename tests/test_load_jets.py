@@ -1,6 +1,7 @@
 """Quark and gluon jets: both schemas, the HDF5 edition, both resolutions, what is refused."""
 
 import inspect
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,12 @@ import torch
 from torch.nn import functional
 
 from data.catalog import dataset
-from data.loaders import jets, load_quark_gluon, load_super_resolution
+from data.loaders import (
+    jets,
+    load_fresh_super_resolution,
+    load_quark_gluon,
+    load_super_resolution,
+)
 from data.simulate import jets as simulation
 from e2e_utils import paths
 from e2e_utils.errors import InputError
@@ -69,11 +75,14 @@ def test_low_resolution_is_padding_and_average_pooling(columns) -> None:
 
 
 @pytest.mark.parametrize(
-    ("load", "name"),
-    [(load_quark_gluon, "quark_gluon"), (load_super_resolution, "quark_gluon_superresolution")],
+    ("load", "load_fresh", "name"),
+    [
+        (load_quark_gluon, partial(load_quark_gluon, "standin", fresh=True), "quark_gluon"),
+        (load_super_resolution, load_fresh_super_resolution, "quark_gluon_superresolution"),
+    ],
 )
 def test_fresh_stand_ins_are_made_with_a_seed_of_their_own(
-    tmp_path, data_folder, monkeypatch, load, name
+    tmp_path, data_folder, monkeypatch, load, load_fresh, name
 ) -> None:
     made = []
     ordinary = inspect.signature(simulation.generate).parameters["seed"].default
@@ -83,7 +92,7 @@ def test_fresh_stand_ins_are_made_with_a_seed_of_their_own(
         return write_parquet(tmp_path / f"{seed}.parquet", jet_columns())
 
     monkeypatch.setattr(simulation, "generate", generate)
-    fresh = load("standin", "smoke", fresh=True)
+    fresh = load_fresh(profile="smoke")
     seen = load("standin", "smoke")
     sizes = [dataset(name)[key]["smoke"] for key in ("fresh_events", "events")]
     folders, seeds = [paths.STANDIN / "fresh", paths.STANDIN], [jets.FRESH_SEED, ordinary]

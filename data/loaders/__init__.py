@@ -17,6 +17,7 @@ from data.loaders.jets import (
 from data.loaders.jets8 import Jets8Dataset, load_jets8
 from data.loaders.mnist import RotatedDigits, load_rotated_mnist
 from data.loaders.rotations import ANGLES
+from data.loaders.super_resolution import load_fresh_super_resolution
 from data.loaders.tasks import LOADERS, PREPARATIONS, prepare
 from data.loaders.top_mass import TopMassDataset, load_top_mass
 from data.loaders.two_photons import two_photon_file
@@ -35,6 +36,7 @@ __all__ = [
     "SuperResolutionDataset",
     "TopMassDataset",
     "load_electron_photon",
+    "load_fresh_super_resolution",
     "load_higgs",
     "load_jets8",
     "load_official_rows",

@@ -63,7 +63,6 @@ def load_super_resolution(
     profile: str = "quick",
     path: Paths | None = None,
     require_both_classes: bool = False,
-    fresh: bool = False,
 ) -> "SuperResolutionDataset":
     """The same jets for task 2b: the images, and their low-resolution version (3, 64, 64).
 
@@ -71,10 +70,8 @@ def load_super_resolution(
     stored. Files that hold X_jets_LR are compared with it as they are read; InputError where they
     differ. Arguments as in `load_quark_gluon`.
     """
-    name, simulate = "quark_gluon_superresolution", _simulate_fresh if fresh else _simulate
-    return _load(
-        name, source, profile, path, require_both_classes, SuperResolutionDataset, simulate
-    )
+    name = "quark_gluon_superresolution"
+    return _load(name, source, profile, path, require_both_classes, SuperResolutionDataset)
 
 
 def _load(
@@ -84,9 +81,9 @@ def _load(
     path: Paths | None,
     require_both_classes: bool,
     kind: type["JetDataset"],
-    simulate: Simulate,
+    simulate: Simulate | None = None,
 ) -> "JetDataset":
-    catalog = dataset(name)
+    catalog, simulate = dataset(name), simulate or _simulate
     source, files, limit = source_files(catalog, source, profile, path, simulate)
     store = stored("jets", first_events(files, limit, _check), _jets, SHAPE, NUMBERS)
     y = store.numbers["y"]
