@@ -1,0 +1,1 @@
+"""The official files and their hosts, played on this machine: see `__main__`."""
