@@ -33,7 +33,7 @@ from tests.rehearsal.files import make_all
 from tests.rehearsal.host import Host, serving
 
 CHANGING = ("HIGGS.csv.gz", "top_gun_opendata_0.parquet", "Dataset_Specific_Unlabelled.h5")
-WHOLE = (  # a file of each format, which no profile but `full` takes whole
+WHOLE = (  # one of each format of large files, which no profile but `full` takes whole
     "HIGGS.csv.gz",
     "QCDToGGQQ_IMGjet_RH1all_jet0_run0_n36272.test.snappy.parquet",
     "Dataset_Specific_labelled.h5",
@@ -152,7 +152,7 @@ def download_whole(
     command = [sys.executable, "-m", "data.download", name]
     served, log = host.files[name], folder / "downloads.log"
     served.drops, served.busy = 3, 1
-    before, began = served.sent, time.monotonic()
+    before, began, problems = served.sent, time.monotonic(), []
     for _ in range(KILLS):
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -162,11 +162,12 @@ def download_whole(
             goal = served.sent + rng.uniform(0.05, 0.3) * served.path.stat().st_size
             while process.poll() is None and served.sent < goal:
                 time.sleep(0.02)
+            if process.poll() is not None:
+                problems.append(f"{name}: a download ended before it was killed; see {log}")
             process.kill()
             process.wait()
     code, watch = run(command, folder, log)
     path, size = folder / "data" / "official" / name, served.path.stat().st_size
-    problems = []
     if code or not path.is_file() or sha256(path) != sha256(served.path):
         problems.append(f"{name}: not the file that was served (exit code {code}); see {log}")
     again = (served.sent - before) / size - 1
