@@ -364,7 +364,8 @@ def test_few_labels_are_drawn_anew_for_each_training_and_seen_more_often(noteboo
     monkeypatch.setattr(notebook, "classify", lambda *arguments: asked.append(arguments[4]))
     for seed in (0, 0, 1):
         notebook.tune("a", "dense", seed, notebook.Schedule(1), labels=16)
-    assert all(len(np.unique(rows)) == 16 and len(rows) == 32 for rows in asked)  # sqrt(64 / 16)
+    assert all(len(np.unique(rows)) == 16 for rows in asked)
+    assert all(len(rows) == 3 * 16 for rows in asked)  # (64 / 16) ** 0.75
     assert set(np.concatenate(asked)) <= set(notebook.splits.train)
     np.testing.assert_array_equal(asked[0], asked[1])
     assert set(asked[0]) != set(asked[2])
@@ -408,15 +409,16 @@ def test_the_knee_is_the_cheapest_point_within_what_is_allowed(front):
     assert front.knee(("sparse, distilled",), best) == best
 
 
-def test_the_rival_of_a_sparse_network_costs_no_less(front):
+def test_the_rival_of_a_sparse_network_is_the_cheapest_that_costs_no_less(front):
+    assert front.rival_of(("sparse, distilled", 0.0)) == ("one-shot", 0.6)
+    front.validation["one-shot", 0.6] = 0.9
     assert front.rival_of(("sparse, distilled", 0.0)) == ("from scratch, distilled", 0.6)
-    assert front.rival_of(("sparse, distilled", 0.9)) == ("from scratch", 0.9)
+    assert front.dearer_by(("sparse, distilled", 0.0)) == 20 / 15
+    front.costs["sparse, distilled", 0.9]["flops"] = 0.5  # less than any dense network
+    assert front.rival_of(("sparse, distilled", 0.9)) == ("one-shot", 0.9)
+    assert front.dearer_by(("sparse, distilled", 0.9)) == 4
     assert front.rival_of(("sparse, distilled", 0.1)) is None
-
-
-def test_nor_is_a_network_of_more_than_twice_the_cost_its_rival(front):
-    front.costs["sparse, distilled", 0.9]["flops"] = 0.9
-    assert front.rival_of(("sparse, distilled", 0.9)) is None
+    assert front.dearer_by(("sparse, distilled", 0.1)) == np.inf
 
 
 # Export -------------------------------------------------------------------------------------------

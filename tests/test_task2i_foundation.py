@@ -137,7 +137,12 @@ def test_a_fitted_head_answers_the_same_inside_the_network(notebook, kind, arm):
     assert x.shape[1] == (264 if arm == "encoder" else 136)
     with torch.no_grad():
         inside = model(notebook.TASK2G.towers_of(jets.images, jets.test))
-        torch.testing.assert_close(inside, model.linear(x) + model.head(x), rtol=1e-3, atol=1e-3)
+        found = model.linear(x)
+        if kind == "linear":  # whatever the hidden layer was before, it adds nothing
+            assert not model.head(x).any()
+        else:
+            found += model.head(x)
+        torch.testing.assert_close(inside, found, rtol=1e-3, atol=1e-3)
     assert notebook.roc_auc(jets.truth[jets.test, 0].astype(int), inside[:, 0].numpy()) > 0.8
 
 
@@ -227,9 +232,16 @@ def test_a_student_learns_from_labels_and_from_its_teacher(notebook):
 def test_all_students_see_equally_many_jets_per_update(notebook):
     config = replace(notebook.CONFIG, batch_size=8)
     notebook.CONFIG = config
-    sizes = {arm: notebook.plan_of(notebook.Job(arm, 0, 4))[1] for arm in notebook.STUDENTS}
-    assert sizes == {arm: 16 if arm == "continued" else 8 for arm in notebook.STUDENTS}
-    assert "continued" not in notebook.teachers
+    arms = (*notebook.STUDENTS, "supervised", "longer")
+    sizes = {arm: notebook.plan_of(notebook.Job(arm, 0, 4))[1] for arm in arms}
+    taught = ("student", "own_teacher", "supervised_teacher")  # as many unlabelled jets besides
+    assert sizes == {arm: 8 if arm in taught else 16 for arm in arms}
+    assert not {"continued", "supervised", "longer"} & set(notebook.teachers)
+    notebook.sets["few"] = notebook.main
+    others = [
+        notebook.plan_of(notebook.Job(arm, 0, 4, data="few")) for arm in ("tuned", "supervised")
+    ]
+    assert [size for _, size, *_ in others] == [8, 8]
 
 
 def test_students_begin_at_their_encoder_which_learns_at_a_tenth_of_the_rate(notebook, monkeypatch):
@@ -268,7 +280,8 @@ def test_interrupted_trainings_continue_exactly(notebook, arm):
         return weights
 
     whole = training("whole")
-    assert_same_weights(in_two_parts(notebook, lambda: training("parts"), 2), whole)
+    rounds = notebook.plan_of(job)[2]
+    assert_same_weights(in_two_parts(notebook, lambda: training("parts"), rounds), whole)
 
 
 def test_only_an_encoder_of_the_same_recipe_is_taken_over(notebook, tmp_path, monkeypatch):
@@ -276,7 +289,7 @@ def test_only_an_encoder_of_the_same_recipe_is_taken_over(notebook, tmp_path, mo
     passes = notebook.TASK2G.CONFIGS[notebook.PROFILE].passes
     notebook.CONFIG = replace(notebook.CONFIG, passes=passes)
     notebook.dataset = SimpleNamespace(description="these jets")
-    assert notebook.published_encoder() is None
+    assert notebook.published_encoder(1) is None
     encoder = notebook.TASK2G.ResNet15()
     card = {
         "profile": notebook.PROFILE,
@@ -285,12 +298,45 @@ def test_only_an_encoder_of_the_same_recipe_is_taken_over(notebook, tmp_path, mo
         "views": notebook.VIEWS,
     }
     for change, taken in (({}, True), ({"data": "others"}, False), ({"loss": "VICReg"}, False)):
-        path = tmp_path / "task2g_ssl_vit" / "resnet_pretrained0.safetensors"
+        path = tmp_path / "task2g_ssl_vit" / "resnet_pretrained1.safetensors"
         save_weights(path, encoder, card | change)
-        assert (notebook.published_encoder() is not None) == taken
+        assert (notebook.published_encoder(1) is not None) == taken
+        assert notebook.published_encoder(0) is None
     notebook.CONFIG = replace(notebook.CONFIG, passes=99)
     save_weights(path, encoder, card)
-    assert notebook.published_encoder() is None
+    assert notebook.published_encoder(1) is None
+
+
+def test_every_job_gets_the_rate_with_the_best_quality(notebook, monkeypatch):
+    notebook.CONFIG = replace(notebook.CONFIG, rates=(3e-3, 1e-3, 1e-2))
+    best = {"supervised": 1e-3, "tuned": 1e-2}
+
+    def run_jobs(jobs):
+        for job in jobs:
+            score = -abs(job.rate - best[job.arm])
+            notebook.trained[job] = SimpleNamespace(score=np.array([score - 1, score])), {}
+
+    monkeypatch.setattr(notebook, "run_jobs", run_jobs)
+    jobs = notebook.with_rates([notebook.Job("tuned", 0, 4), notebook.Job("supervised", 0, 4)])
+    assert [(job.arm, job.rate) for job in jobs] == [("tuned", 1e-2), ("supervised", 1e-3)]
+    notebook.CONFIG, notebook.trained = replace(notebook.CONFIG, rates=(5e-3,)), {}
+    assert notebook.with_rates([notebook.Job("tuned", 0, 4)])[0].rate == 5e-3
+    assert not notebook.trained
+
+
+def test_a_random_encoder_has_the_scale_of_jets_and_is_the_same_each_time(notebook):
+    first, again = notebook.random_encoder(0), notebook.random_encoder(0)
+    assert_same_weights(*(notebook.TASK2G.as_arrays(model) for model in (first, again)))
+    assert not first.training
+    towers = notebook.TASK2G.towers_of(notebook.unlabelled, np.arange(FREE))
+    with torch.no_grad():
+        inputs = first.inputs(towers).flatten(0, 2)
+    spread = inputs.std(0)
+    assert float(inputs.mean(0).abs().max()) < 1e-3
+    assert (spread > 0.5).sum() > 30  # the others hardly vary in these jets
+    torch.testing.assert_close(
+        spread[spread > 0.5], torch.ones(int((spread > 0.5).sum())), rtol=0.02, atol=0
+    )
 
 
 # Trees, metrics, parts
