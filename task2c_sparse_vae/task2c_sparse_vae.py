@@ -1369,7 +1369,7 @@ display(pd.DataFrame(lines).T.rename_axis("ratio"))
 
 # %% [markdown]
 # **Labels.** Pre-trained and from random weights, with the same labelled jets and the same steps. With all labels a third network
-# from random weights has so many passes that it computes about as long as pre-training and fine-tuning together.
+# from random weights makes many more passes.
 
 # %%
 counts = (*CONFIG.labels, len(splits.train))
@@ -1613,11 +1613,12 @@ metrics = run.save_metrics(
 # **What a pass is worth.** The trainings are short, because there are hundreds of them. Random weights with many more passes and labels
 # alone come close to what a teacher gives in few. So part of what looks like the price of pruning is the price of a short training.
 #
-# **The knee** is only as sharp as the 800 validation jets that choose it. A step of 0.002 in AUC is less than they resolve, and of two
+# **The knee** is only as sharp as the few validation jets that choose it. A step of 0.002 in AUC is less than they resolve, and of two
 # networks with the same FLOPs they preferred the one without a teacher, which the independent jets do not. The rule was
 # fixed before, hence the headline stays.
 #
-# **Sparse input** is the other way to save: it leaves out multiplications by zero instead of channels. It saves most at
+# **Sparse input** is the other way to save: it leaves out multiplications by zero instead of channels. (The sparse *code*, the
+# other sense of a sparse autoencoder, saves nothing in a classifier.) It saves most at
 # $25\times25$, where a small part of the places are sites, and less at the coarser levels, where neighbours share them. Both savings
 # multiply, so the sparse front starts further to the left. But the towers that are no sites hold something: section 7 shows
 # what is lost without them, before any pruning. And FLOPs are not time. Looking up neighbours and gathering their features
@@ -1627,12 +1628,13 @@ metrics = run.save_metrics(
 # the classes. With a hundred labels it is far better than the same few steps from random weights (the epoch is chosen on
 # all validation jets, in both arms); with all labels, or with a teacher, nothing of it is left.
 #
-# **Two samples.** Networks and trees have a higher AUC on the test jets than on the ten times larger independent sample, by more
-# than the interval of one of them suggests. Both come from the same simulation. Two jets of one event can lie on both sides of the
-# split, but never one in the independent sample: where the two disagree, that one is to be trusted.
+# **Two samples.** Networks have a higher AUC on the test jets than on the much larger independent sample, by more than the
+# intervals suggest; trees hardly do. Both samples come from the same simulation, but two jets of one event can lie on both sides
+# of the split, and a network may remember the other one. No event reaches into the independent sample: where the two
+# disagree, that one is to be trusted. Validation jets, which choose passes and knee, share the weakness of test jets.
 #
 # **Choices.** *Towers with three features* instead of pixels: hundreds of trainings on $125\times125$ pixels do not fit two cores,
-# and numbers and maxima were to keep what the sum of a tower loses (section 7: not measurably). *A flattened last map*, because a jet is centred. *The
+# and numbers and maxima were to keep what the sum of a tower loses (section 7 tests it). *A flattened last map*, because a jet is centred. *The
 # knee at an AUC of 0.002* below the best on validation jets: less cannot be told apart there. *Own pruning code* of
 # forty lines, because the network has one kind of group only, and because it makes the criterion visible.
 #

@@ -1,7 +1,7 @@
 """Jets in towers as numbers that generators can make, and the way back.
 
 27 numbers per jet (`summaries`) as normal scores, and one number v per tower and channel: empty
-towers lie about EMPTY, active ones about HIT, two clouds that do not touch.
+towers lie about EMPTY, active ones about HIT, two clouds that hardly touch.
 """
 
 import numpy as np

@@ -6,6 +6,7 @@ What this cannot make is a relation between the pixels of neighbouring towers.
 import numpy as np
 
 from e2e_utils.sparse_images import SparseImages, concatenate
+from task2d_diffusion.planted_defects import Defect
 from task2d_diffusion.samples import Sample
 from task2d_diffusion.towers import (
     COUNTED,
@@ -119,3 +120,10 @@ def shuffled(images: SparseImages, seed: int, share: float = 1.0) -> SparseImage
         x[chosen] = rng.permuted(x[chosen], axis=4)
         parts.append(SparseImages.from_dense(in_images(x)))
     return concatenate(parts)
+
+
+def planted_in(images: SparseImages, defect: Defect, seed: int, share: float) -> SparseImages:
+    """Images of which a share has a defect."""
+    rng, parts = np.random.default_rng(seed), in_parts(np.arange(len(images)), 100)
+    made = (defect(images.dense(rows).numpy(), rng, share) for rows in parts)
+    return concatenate([SparseImages.from_dense(x) for x in made])

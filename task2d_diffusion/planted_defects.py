@@ -1,6 +1,7 @@
 """Defects planted in real jets (n, 8, 25, 25), of graded size: what a judge has to find.
 
 Each function changes ``x`` in place and returns it; ``grade`` is the share of jets, or a size.
+Those that move or exchange take images (n, 8, 125, 125), too.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,13 @@ Defect = Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
 
 
 def dz_without_track(x: np.ndarray, rng: np.random.Generator, grade: float) -> np.ndarray:
-    """One dz tower moves to a place without a track, in a share of the jets."""
+    """One dz moves to a place without a track, in a share of the jets."""
     for jet in np.flatnonzero(rng.random(len(x)) < grade):
         dz, free = x[jet, DZ].ravel(), np.flatnonzero(x[jet, TRACK].ravel() == 0)
         if dz.any():
             source, target = rng.choice(np.flatnonzero(dz)), rng.choice(free)
             dz[target], dz[source] = dz[source], 0
-            x[jet, DZ] = dz.reshape(GRID, GRID)  # (625,) -> (25, 25)
+            x[jet, DZ] = dz.reshape(x.shape[2:])  # (625,) -> (25, 25)
     return x
 
 

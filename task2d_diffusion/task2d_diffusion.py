@@ -99,7 +99,7 @@ from task2d_diffusion.copies import CopyTest, memorised
 from task2d_diffusion.judges import compared, grown_trees, interval
 from task2d_diffusion.normal_scores import MOST
 from task2d_diffusion.observables import small_scale_power
-from task2d_diffusion.pixels import TowerLibrary, shuffled
+from task2d_diffusion.pixels import TowerLibrary, planted_in, shuffled
 from task2d_diffusion.planted_defects import DEFECTS
 from task2d_diffusion.samples import Sample, joined
 from task2d_diffusion.towers import D0, DZ, ECAL, GRID, HCAL, N_CHANNELS, THRESHOLD, TOWER, TRACK
@@ -112,7 +112,7 @@ DATA = os.environ.get("DATA") or None  # other files of the official schema, com
 
 # %% [markdown]
 # A profile changes the number of jets, steps and trainings, never the method. The cost of a training is the number of jets that
-# the diffusion network sees; rivals see as many as cost the same floating-point operations. This notebook
+# the diffusion network sees; rivals see as many jets as the same number of floating-point operations allows. This notebook
 # is longer than most: it holds three kinds of generator, and judges that have to show first what they can find.
 
 
@@ -141,7 +141,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(64, 32, 32, 40, 2, 16, (0, 1), 1, 1, (1.0,), 20, 20, 4, 20),
     "quick": Config(2_000, 400, 100, 120, 4, 32, (0, 1), 4, 2, (1.0,), 300, 60, 100, 200),
-    "standard": Config(340_000, 28_000, 4_000, 2_400),
+    "standard": Config(300_000, 28_000, 16_000, 2_400),
     "full": Config(12_000_000, 1_500_000, 100_000, 20_000, 20, 256, (0, 1, 2), 60, 20),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
@@ -153,9 +153,9 @@ print(run.summary())
 # ## 2. Data
 # `load_jets8` reads the official HDF5 file of unlabelled jets where it is on disk, and otherwise stand-in jets simulated in
 # the same schema (`data/README.md` compares both). Every channel of every image is scaled to 0 to 255, so values have no
-# unit. Of the jets 76 % train, 4 % settle every choice, and 20 % are the test set, scored once. Stand-ins have an
-# **independent sample** besides: jets simulated with another seed, on which nothing is trained or chosen. Of both the judges score
-# twice as many as a training generates; more would hardly narrow an interval.
+# unit. Of the jets 76 % train, 4 % settle every choice, and 20 % are the test set, on which nothing is trained or chosen.
+# Stand-ins have an **independent sample** besides: jets simulated with another seed. From each, judges score twice as many jets
+# as a training generates; more would hardly narrow an interval.
 
 # %%
 dataset = load_jets8(DATA_SOURCE, PROFILE, path=DATA, labelled=False)
@@ -197,7 +197,7 @@ print("impossible:", {name: int(s.impossible().any(axis=1).sum()) for name, s in
 # becomes an interval. The inverse $w=F^{-1}(\Phi(z))$ gives the atom back.
 #
 # **Stage two** (`task2d_diffusion/codec.py`) has one number $v$ per tower and channel: $-1+0.25\,\epsilon$ for an empty tower,
-# with normal $\epsilon$, and $1+g(z)/3$ for an active one. These are two clouds that do not touch, each with noise of its own, so no network has to make a
+# with normal $\epsilon$, and $1+g(z)/3$ for an active one. These are two clouds that hardly touch, each with noise of its own, so no network has to make a
 # point mass. $g(z)=z$ up to 1 and $z+(z-1)^2$ above spreads the highest towers, which carry most of the energy.
 #
 # **Back to a jet.** Of each channel the $n_c$ towers that rank highest are active, with $n_c$ from stage one; *dz and d0 rank
@@ -485,7 +485,7 @@ def sample_diffusion(model: nn.Module, condition: Tensor, noise: Tensor, lag: in
 # **GAN.** The generator gets noise of the size of a jet, and draws hit and value as the VAE does; a straight-through estimate lets
 # gradients pass the draw. The critic sees $v$ and the conditions: non-saturating loss and $R_1$ penalty (arXiv:1801.04406) on an
 # eighth of every batch. The spread of its features over the batch tells it when a batch is too uniform
-# (arXiv:1710.10196). The *plain* GAN has neither, nor noise of its own in each tower. Section 8 asks what that does.
+# (arXiv:1710.10196). The *plain* GAN has neither penalty nor spread. Section 8 asks what that does.
 
 # %%
 LATENT = 32
@@ -558,7 +558,7 @@ def noise_like(condition: Tensor, generator: torch.Generator) -> Tensor:
 
 # %%
 class Adversaries(nn.Module):
-    """Generator and critic; ``plain``: without penalty, spread, and noise in each tower."""
+    """Generator and critic; ``plain``: without penalty and spread."""
 
     def __init__(self, plain: bool = False) -> None:
         super().__init__()
@@ -571,9 +571,8 @@ class Adversaries(nn.Module):
         levels = noise.new_zeros(len(noise), N_GROUPS)
         shift, move = self.network(noise, levels, condition).chunk(2, 1)
         order = self.prior.log_odds(condition) + shift
-        if not self.plain:
-            order = order + logistic(order, generator)
-            move = move + torch.randn(move.shape, generator=generator).to(move)
+        order = order + logistic(order, generator)
+        move = move + torch.randn(move.shape, generator=generator).to(move)
         return self.prior.mean + self.prior.width * move, order
 
     def as_v(self, value: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
@@ -804,7 +803,8 @@ def run_jobs(jobs: list[Job]) -> None:
 
 # %% [markdown]
 # **Which trainings.** One long diffusion training is the headline. The comparison of principles has three trainings of each
-# arm, short ones of equal compute. Two ablations are trained likewise: EDM's weighting, and one noise level for all channels.
+# arm (two in the smaller profiles), short ones of equal compute. Two ablations are trained likewise: EDM's weighting, and one noise
+# level for all channels, which generates in fewer passes, since no group of channels waits for another.
 # Validation losses, after the first and the last look, compare only where the loss is the same.
 
 # %%
@@ -880,12 +880,17 @@ def drawn(model: nn.Module, condition: Tensor, generator: torch.Generator) -> tu
 
 
 # %%
-def make(name: str, number: int, condition: Tensor, seed: int) -> Sample:
-    """New jets for conditions (n, 27)."""
+def new_towers(name: str, number: int, condition: Tensor, seed: int) -> jet_towers.Towers:
+    """Towers of new jets for conditions (n, 27)."""
     model, generator = restored(jobs_of(name)[number]), torch_generator(2000 + number, seed)
     v, order = drawn(model, condition, generator)
     v, order, condition = (tensor.float().cpu().numpy() for tensor in (v, order, condition))
-    return jet_samples.of_towers(codec.decode(v, condition, order))
+    return codec.decode(v, condition, order)
+
+
+def make(name: str, number: int, condition: Tensor, seed: int) -> Sample:
+    """New jets for conditions (n, 27), with their observables."""
+    return jet_samples.of_towers(new_towers(name, number, condition, seed))
 
 
 # %%
@@ -972,23 +977,25 @@ pd.DataFrame(frame, list(DEFECTS)).replace(np.inf, "none").rename_axis("planted 
 # %% [markdown]
 # **Do we copy?** A jet is a copy if it lies much nearer to a training jet than to any jet that was not trained on. For each jet
 # we take $\ln(d_\mathrm{train}/d_\mathrm{new})$, with the nearest of *all* training jets, in four mirrors, and the nearest of
-# validation jets and half of the test jets (`task2d_diffusion/copies.py`). Of new real jets 2 % lie below the threshold, by
-# definition. The control are training jets, mirrored, a tenth of their towers erased, mixed into new ones.
+# validation jets and half of the test jets (`task2d_diffusion/copies.py`). Of the other test jets 2 % lie below the threshold, by
+# definition. The controls are such jets with some training jets among them, mirrored, a tenth of their towers erased.
 
 # %%
 half = len(real["test"]) // 2
 few = min(600, half, n_made)
-tenth = few // 10
 nearer = CopyTest(jets, splits.train, np.concatenate([splits.validation, splits.test[:half]]))
-new = real["test"].images.dense(np.arange(half, half + few))
-threshold = np.quantile(nearer(new), 0.02)
-suspects = {
-    "control: 10 % memorised": torch.cat([memorised(jets, splits.train[-tenth:]), new[tenth:]]),
-    LABELS["long"]: samples["long"][0].images.dense(np.arange(few)),
-}
-found = {name: mean_and_error(nearer(x) < threshold) for name, x in suspects.items()}
+new = np.concatenate([nearer(real["test"].images.dense(part)) for part in jet_towers.in_parts(np.arange(half, 2 * half), few)])  # fmt: skip
+threshold = np.quantile(new, 0.02)
+learned = nearer(memorised(jets, splits.train[-max(1, few // 10) :]))
+suspects = {}
+for share in (0.1, 0.03, 0.01):
+    k = max(1, int(share * few))
+    suspects[f"control: {share:.0%} memorised"] = np.concatenate([learned[:k], new[k:few]])
+suspects[LABELS["long"]] = nearer(samples["long"][0].images.dense(np.arange(few)))
+found = {name: mean_and_error(x < threshold) for name, x in suspects.items()}
 copies = {name: distance_entry([pair]) for name, pair in found.items()}
-results_frame({"share below the threshold": copies}).rename_axis("copies")
+share = "share below the threshold"
+results_frame({name: {share: entry} for name, entry in copies.items()}).rename_axis("copies")
 
 # %% [markdown]
 # **All arms before the judges**, also what the rejection keeps. Every generated sample has judges of its own, trained anew.
@@ -999,7 +1006,8 @@ cuts = slice(n_made * 9 // 10), slice(n_made * 9 // 10, None)
 score = judges.tree_judge(*(judges.mixed(true.rows(k), own.rows(k)) for k in cuts))
 pool = everything.rows(slice(n_made, None))
 weight = np.exp(-score(pool))  # p / (1 - p)
-kept = rng.choice(len(weight), n_made, replace=False, p=weight / weight.sum())
+# Sorted, since the draws are ordered by weight and judges learn from the first half.
+kept = np.sort(rng.choice(len(weight), n_made, replace=False, p=weight / weight.sum()))
 samples["rejection"] = [pool.rows(kept)]
 
 # %%
@@ -1013,10 +1021,10 @@ answers = dict(zip(plan, answers, strict=True))
 
 # %% [markdown]
 # ## 7. Evaluation
-# **The judges' verdict.** Two-sample AUC, 0.5 is perfect. Intervals (95 %) contain the jets and, where there are three
-# trainings, the spread between them. ▲ and ▼ mark a difference from the short diffusion trainings whose interval excludes
-# zero. *Independent towers* are what every generator makes before training. The first column counts jets with anything that no
-# real jet can have, over all trainings.
+# **The judges' verdict.** Two-sample AUC, 0.5 is perfect. Intervals (95 %) contain the jets and, where there are several
+# trainings, the spread between them and between their judges. ▲ and ▼ mark a difference from the short diffusion trainings whose interval excludes
+# zero. *Independent towers* are what every generator makes before training. The first column counts jets whose towers break a
+# rule of section 2, over all trainings; rules about pixels are counted below.
 
 # %%
 broken = {n: np.concatenate([x.impossible().any(axis=1) for x in samples[n]]) for n in TABLE}
@@ -1051,7 +1059,7 @@ print("two-sample AUC of trees: {value:.4f} [{low:.4f}, {high:.4f}]".format(**fi
 
 # %% [markdown]
 # **Distances**, as in the CaloChallenge (arXiv:2410.21611): separation power, mean over observables in 20 bins; Fréchet and
-# kernel distance of the observables (FPD, KPD, arXiv:2211.10295). Precision says that generated jets lie among real ones, recall
+# kernel distance of the observables (FPD, KPD, arXiv:2211.10295), whose brackets are the error of the extrapolation alone where there is one training. Precision says that generated jets lie among real ones, recall
 # that real ones lie among generated ones (arXiv:1904.06991).
 
 # %%
@@ -1069,16 +1077,17 @@ results_frame({LABELS[name]: entry for name, entry in entries.items()})
 # result is the smallest sample whose median $p$ is below 0.05: the more jets a test needs, the better they are.
 #
 # **Which generator is nearest to nature?** A classifier learns to name the generator of a jet and is then shown real jets: the
-# mean logarithm of the probability that it gives to a generator is highest for the one whose jets look most real.
+# mean logarithm of the probability that it gives to a generator is highest for the one whose jets look most real. The short
+# diffusion is left out: it would share its jets with the long training.
 #
-# **Times** hold everything from stage one to towers. Of 10,000 jets one part of 500 is timed.
+# **Times** hold everything from stage one to towers. A single jet is the median of five; of 10,000 jets one part of 500 is timed.
 
 # %%
 units = two_samples.Standardised(test_table)
 worst = two_samples.WorstDirection(units(test_table), CONFIG.null_draws)
 features = [(units(samples[name][0].table.to_numpy()),) for name in TABLE]
 needed = dict(zip(TABLE, side_by_side(worst.events_needed, features), strict=True))
-classes = [name for name in TABLE if name not in ("rejection", "real")]
+classes = [name for name in TABLE if name not in ("rejection", "diffusion", "real")]
 fits = [samples[name][0].table.to_numpy()[: n_made // 2] for name in classes]
 posterior = zip(classes, two_samples.log_posteriors(test_table, fits).T, strict=True)
 log_posterior = {n: distance_entry([mean_and_error(x)]) for n, x in posterior}
@@ -1086,12 +1095,21 @@ log_posterior = {n: distance_entry([mean_and_error(x)]) for n, x in posterior}
 
 # %%
 def milliseconds(name: str, n: int) -> float:
-    """Per jet in a batch of n, everything included; above 500 in parts, one of which is timed."""
-    size = min(n, 500)
-    make(name, 0, given[:1], 0)
-    started = time.perf_counter()
-    make(name, 0, stage_one(size, 1), 0)
-    return 1e3 * (time.perf_counter() - started) / size
+    """Per jet in a batch of n, from stage one to towers; above 500 in parts, one of which is timed."""
+    size, times = min(n, 500), []
+    new_towers(name, 0, given[:1], 0)
+    for _ in range(5 if n == 1 else 1):
+        started = time.perf_counter()
+        new_towers(name, 0, stage_one(size, 1), 0)
+        times.append(time.perf_counter() - started)
+    return 1e3 * float(np.median(times)) / size
+
+
+def hardware() -> str:
+    """The device, or the processor where Linux tells its name."""
+    about = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", about.read_text()) if about.is_file() else []
+    return names[0] if names and device_name() == "CPU" else device_name()
 
 
 # %%
@@ -1100,13 +1118,14 @@ timed = ("long", "vae", "gan", "independent")
 speeds = {name: [milliseconds(name, n) for n in batches] for name in timed}
 rows = {}
 for name in TABLE:
-    row = rows[LABELS[name]] = {"jets needed": needed[name]}
+    row = {"jets needed": f"{needed[name]:,.0f}" if np.isfinite(needed[name]) else "more"}
+    rows[LABELS[name]] = row
     if name in log_posterior:
         row["log-posterior"] = "{value:.2f}".format(**log_posterior[name])
     for n, time_per_jet in zip(batches, speeds.get(name, ()), strict=False):
         row[f"ms per jet, batch of {n:,}"] = f"{time_per_jet:.2f}"
-frame = pd.DataFrame.from_dict(rows, orient="index").fillna("").replace(np.inf, "more")
-frame.rename_axis(f"{device_name()}, {torch.get_num_threads()} threads")
+frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+frame.rename_axis(f"{hardware()}, {torch.get_num_threads()} threads")
 
 # %% [markdown]
 # **What gives the long training away**: the four observables with the largest separation power, which is written above each
@@ -1133,8 +1152,8 @@ plt.show()
 # Towers become $125\times125$ images: each gets the pattern of a real training tower of its channel and nearly its value,
 # one of the ten nearest. The tower with the pixel of 255 gets a pattern that had one. HCAL towers are even; dz and d0 are put
 # on pixels that have a track. No judge sees the jets of the library. What this step cannot make is a relation between the
-# pixels of neighbouring towers. The judge of pixels has a planted defect of its own: pixels are permuted within each tower, in a
-# share of real jets.
+# pixels of neighbouring towers. The judge of pixels has planted defects of its own, in a share of real jets: pixels permuted within
+# each tower, a pixel with a dz but no track, the first two pixel layers exchanged.
 
 # %%
 n_pixels = min(n_made, 2000)
@@ -1147,7 +1166,9 @@ images = {
     "real": real_pixels,
 }
 for share in CONFIG.grades:
-    images[f"pixels permuted in {share:.0%} of real jets"] = shuffled(real_pixels, 2, share)
+    images[f"pixels permuted in {share:.0%}"] = shuffled(real_pixels, 2, share)
+    for name in ("dz without a track", "swapped pixel layers"):
+        images[f"{name} in {share:.0%}"] = planted_in(real_pixels, DEFECTS[name], 2, share)
 pixels = {name: jet_samples.of_pixels(x) for name, x in images.items()}
 parts = wanted_rows[: n_made // 2], splits.validation, splits.test[:n_pixels]
 stores = [jet_samples.of_pixels(jets.subset(rows)) for rows in parts]
@@ -1159,7 +1180,8 @@ scores = dict(zip(pixels, side_by_side(judges.verdict, plan), strict=True))
 pixel_judge, rows = compared(len(others["test"]), scores, "real"), {}
 for name, x in images.items():
     row = rows[LABELS.get(name, name)] = {"AUC of the judge": interval(pixel_judge, name)}
-    row |= jet_towers.impossible_pixels(x.dense(np.arange(min(100, n_pixels))).numpy()).mean()
+    parts = jet_towers.in_parts(np.arange(n_pixels if name == "long" else min(100, n_pixels)), 100)
+    row |= pd.concat([jet_towers.impossible_pixels(x.dense(p).numpy()) for p in parts]).mean()
 in_images = pd.DataFrame(rows).T
 in_images
 
@@ -1180,7 +1202,7 @@ update_display(fig, display_id="jets")  # below the title
 # is complex, many small deposits in a pattern of their own, is dear to say and is left out: the complexity bias. Stage one
 # would hide it by fixing the number of active towers, so **these VAEs generate without stage one**. At a larger $\beta$ latent
 # numbers are not worth their KL and fall back to the prior. The cure is *free bits* (arXiv:1606.04934): one nat of each costs
-# nothing. One real jet in ten has more active towers than the upper decile of real jets; of a biased generator fewer do. Small-scale
+# nothing. A tenth of real jets have more active towers than their upper decile; of a biased generator's jets, fewer. Small-scale
 # structure is the power of the hit pattern above six waves per image, relative to real jets, of drawn jets and of the decoder's
 # mean.
 
@@ -1197,7 +1219,9 @@ run_jobs([job for trainings in sweep.values() for job in trainings])
 
 # %%
 hit = batch_of(splits.validation[:500]).hit.cpu().numpy()
-decile, real_power = np.quantile(hit.sum((1, 2, 3)), 0.9), small_scale_power(hit).mean()
+active, real_power = hit.sum((1, 2, 3)), small_scale_power(hit).mean()
+decile = np.quantile(active, 0.9)
+complex_share = (active > decile).mean()  # a tenth, but for ties
 
 
 # %%
@@ -1329,17 +1353,23 @@ claims = {
         x.any() for name, x in broken.items() if name != "real"
     )
     and in_images.loc[LABELS["long"]].iloc[1:].max() == 0,
-    "trees find dz without a track": smallest["trees", "dz without a track"] <= 1,
-    "neither judge tells real jets apart": max(c.interval("real")[1] for c in both) < 0.52,
-    "10 % of memorised jets are found": copies["control: 10 % memorised"]["low"] > 0.02,
+    "trees find a dz without a track with an AUC above 0.9": planted["trees", "dz without a track"][
+        CONFIG.grades[0]
+    ][1]
+    > 0.9,
+    "neither judge tells real jets apart by more than 0.52": max(
+        c.interval("real")[1] for c in both
+    )
+    < 0.52,
+    "10 % of memorised jets are found": copies["control: 10% memorised"]["low"] > 0.02,
 }
 findings = {
-    "the network finds dz without a track": smallest["towers", "dz without a track"] <= 1,
+    "the network finds a dz without a track with an AUC above 0.9": planted["towers", "dz without a track"][CONFIG.grades[0]][1] > 0.9,
+    "the judge of pixels finds permuted pixels": pixel_judge.interval(f"pixels permuted in {CONFIG.grades[0]:.0%}")[1] > 0.5,
     "trees, equal compute: diffusion beats the VAE": high.better("diffusion", "vae"),
     "trees, equal compute: diffusion beats the GAN": high.better("diffusion", "gan"),
     "both judges: diffusion beats independent towers": all(c.better("diffusion", "independent") for c in both),
-    "both judges: the long training beats each short one":
-        all(c.values["long"][0] < c.values["diffusion"].min() for c in both),
+    "both judges: the long training beats the short ones": all(c.better("long", "diffusion") for c in both),
     "trees: the VAE beats independent towers": high.better("vae", "independent"),
     "trees: the GAN beats independent towers": high.better("gan", "independent"),
     "trees: rejection helps": high.better("rejection", "long"),
@@ -1347,8 +1377,11 @@ findings = {
     "at beta 10 fewer latent numbers are active than at beta 1": latents["beta 10"]["high"] < latents["beta 1"]["low"],
     "free bits activate them again": latents["beta 10"]["high"] < latents["beta 10, free bits"]["low"],
     "free bits cost nats": cost_of["beta 10"]["high"] < cost_of["beta 10, free bits"]["low"],
-    "at beta 1 complex jets are too rare": biases["beta 1"]["jets above the real decile"]["high"] < 0.1,
-    "at beta 1 the decoder's mean lacks small-scale structure": biases["beta 1"]["power of the mean"]["high"] < 1,
+    "at beta 1 complex jets are too rare": biases["beta 1"]["jets above the real decile"]["high"] < complex_share,
+    "at beta 1 they are rarer than at beta 0.1": biases["beta 1"]["jets above the real decile"]["high"]
+        < biases["beta 0.1"]["jets above the real decile"]["low"],
+    "at beta 1 the decoder's mean has less small-scale structure than at beta 0.1":
+        biases["beta 1"]["power of the mean"]["high"] < biases["beta 0.1"]["power of the mean"]["low"],
     "on the toy the cured GAN keeps more modes": min(toy_modes["cured"]) > max(toy_modes["plain"]),
     "on jets the cured GAN has more recall": recall["gan"]["low"] > recall["gan_plain"]["high"],
     "on jets the cure takes time": seconds["gan"] > seconds["gan_plain"],
@@ -1394,7 +1427,7 @@ def described(name: str) -> dict:
 
 results = {name: described(name) for name in TABLE}
 variants = {
-    "independent_sample": {name: comparisons["trees", sets[-1]].entry(name) for name in TABLE},
+    "independent_sample": {name: comparisons["trees", s].entry(name) for s in sets[1:] for name in TABLE},
     "smallest_defect_found": {": ".join(k): g for k, g in smallest.items() if np.isfinite(g)},
     "copies": copies, "stage_one": first_stage, "log_posterior": log_posterior,
     "pixels": {name: pixel_judge.entry(name) for name in pixels}, "toy_modes": toy_modes,
@@ -1435,8 +1468,8 @@ metrics = run.save_metrics(
 #
 # **Limits.** Sums and occupancies come from stage one for all generators, the trivial one included: the tests compare images given
 # these. A judge sees more with more jets, hence the floor has the same number. The long training has no spread between
-# trainings, so its interval contains the jets alone; principles are compared by the short ones, and their order may change
-# with more compute. The pixels of neighbouring towers are unrelated. What is measured on stand-in jets says how generators
+# trainings, so its interval contains the jets alone, not even another training of its judges; principles are compared by the short
+# ones, and their order may change with more compute. The pixels of neighbouring towers are unrelated. What is measured on stand-in jets says how generators
 # compare on the same jets, not how they do on the official files.
 #
 # **References** stand where they are used. Besides: J. Ho et al., *Denoising diffusion*, arXiv:2006.11239; V. Mikuni, B. Nachman,

@@ -22,8 +22,9 @@ from task2d_diffusion.codec import N_SUMMARY, Codec
 from task2d_diffusion.copies import CopyTest, memorised
 from task2d_diffusion.normal_scores import MOST, Quantiles, stretched, unstretched
 from task2d_diffusion.observables import small_scale_power, tower_observables
-from task2d_diffusion.pixels import TowerLibrary, in_images, in_towers, shuffled
+from task2d_diffusion.pixels import TowerLibrary, in_images, in_towers, planted_in, shuffled
 from task2d_diffusion.towers import (
+    DZ,
     Towers,
     impossible_pixels,
     impossible_towers,
@@ -600,6 +601,23 @@ def test_samples_keep_their_jets_together() -> None:
     pd.testing.assert_frame_equal(both.table, whole.table)
     assert both.largest == pytest.approx(to_towers(images, rows).largest)
     assert not whole.impossible().to_numpy().any()
+
+
+def test_defects_planted_in_pixels(trained) -> None:
+    images = trained.jets.subset(np.arange(8))
+    before = images.dense()
+    for name, counted in (("swapped pixel layers", None), ("dz without a track", DZ)):
+        found = planted_in(images, planted_defects.DEFECTS[name], 0, 1.0).dense()
+        changed = (found != before).flatten(1).any(1)
+        assert changed.all()
+        if counted is None:
+            assert torch.equal(found[:, 5:7], before[:, 5:7].flip(1))
+        else:
+            assert impossible_pixels(found.numpy())["dz or d0 without track"].all()
+            sums = [x[:, counted].sum((1, 2)) for x in (found, before)]
+            torch.testing.assert_close(*sums)
+        few = planted_in(images, planted_defects.DEFECTS[name], 0, 0.4).dense()
+        assert 0 < (few != before).flatten(1).any(1).sum() < 8
 
 
 def test_permuted_pixels_keep_the_towers(trained) -> None:
