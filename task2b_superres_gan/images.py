@@ -46,12 +46,13 @@ def impossible(images: torch.Tensor, low: torch.Tensor, cut: float) -> np.ndarra
 
 
 def track_errors(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Distance of the p_T-weighted centres of tracks in a cell from the true ones, in pixels, and
-    of a blind draw of one pixel: sums over the cells with tracks of each jet, (B, 2).
+    """Distance of made tracks from the true ones, in pixels, and of a blind draw of one pixel: sums
+    over the cells of each jet that have one true track and one made, (B, 2).
     """
     made, true = (to_blocks(x[:, :1]).clamp(min=0)[:, :, 0] for x in (made, true))  # (B, 4096, 4)
     centre, expected = (x @ CORNERS / x.sum(2, keepdim=True).clamp(min=1e-9) for x in (made, true))
     blind = (torch.cdist(expected, CORNERS.expand(len(true), -1, -1)) * FRAME).sum(2)
     blind = blind / FRAME.sum(1).clamp(min=1)
     both = torch.stack([(centre - expected).norm(dim=2), blind], 2)  # (B, 4096, 2)
-    return (both * (true > 0).any(2, keepdim=True)).sum(1)
+    single = ((true > 0).sum(2) == 1) & ((made > 0).sum(2) == 1)  # else a centre is no track
+    return (both * single.unsqueeze(2)).sum(1)

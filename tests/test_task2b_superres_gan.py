@@ -662,7 +662,12 @@ def test_measurements_of_the_truth_are_perfect(notebook):
     assert found.impossible.tolist() == [0] * 40
     assert len(found.observables) == 40
     _, high = jets.pair(rows)
-    assert found.spectrum.sum() <= (high > 0).sum()
+    for name, pixels in (
+        ("track pT", high[:, 0]),
+        ("ECAL", high[:, 1]),
+        ("ECAL, below zero", -high[:, 1]),
+    ):
+        assert found.spectrum[name].sum() == ((pixels >= 0.02) & (pixels <= 200)).sum()
     row, column = np.mgrid[-62:63, -62:63]
     inside = torch.as_tensor(row**2 + column**2 <= 40**2)  # of the last ring
     np.testing.assert_allclose(found.radial.sum(1), (high * inside).sum((0, 2, 3)), rtol=1e-4)
@@ -670,12 +675,12 @@ def test_measurements_of_the_truth_are_perfect(notebook):
 
 def test_intervals_of_ratios_contain_the_spread_of_trainings(notebook):
     true = np.ones(50)
-    entry = notebook.ratio_entry([0.9 * true, 1.0 * true, 1.1 * true], true)
+    entry = notebook.ratio_entry([0.9 * true, 1.0 * true, 1.1 * true], [true] * 3)
     width = 4.3027 * 0.1 / 3**0.5  # Student's t for two degrees of freedom; jets add nothing here
     assert entry["value"] == pytest.approx(1)
     assert entry["high"] - 1 == pytest.approx(width, rel=1e-3)
     assert 1 - entry["low"] == pytest.approx(width, rel=1e-3)
-    alone = notebook.ratio_entry([np.arange(50.0)], true)
+    alone = notebook.ratio_entry([np.arange(50.0)], [true])
     error = np.arange(50).std() / 50**0.5
     assert alone["high"] - alone["value"] == pytest.approx(1.96 * error, rel=0.2)
 
@@ -696,16 +701,16 @@ def test_true_patches_are_compared_with_those_of_other_cells(notebook):
         assert (np.abs(held[owner == k] - patch).max((1, 2, 3)) < 1e-6).any()
 
 
-def test_track_errors_of_an_average_and_of_a_blind_draw(notebook):
-    low = torch.zeros(2, 3, 64, 64)
-    low[:, 0, 20, 20] = 0.25
-    true = torch.zeros(2, 3, 125, 125)
+def test_track_errors_are_those_of_cells_with_one_track_each(notebook):
+    true = torch.zeros(3, 3, 125, 125)
     true[:, 0, 39, 39] = 1.0  # upper left pixel of cell (20, 20)
-    true[1, 0, 41, 41] = 2.0  # a second track, in cell (21, 21), whose energy is not there
-    error, blind = notebook.track_errors(notebook.uniform_split(low), true).T
+    true[1, 0, 41, 41] = 2.0  # another track, in cell (21, 21)
+    made = true.roll((1, 1), (2, 3))  # lower right pixels
+    made[2, 0, 39, 40] = 1.0  # a second track of the third jet: its cell does not count
+    error, blind = notebook.track_errors(made, true).T
+    np.testing.assert_allclose(error, [2**0.5, 2 * 2**0.5, 0], rtol=1e-5)
     one = (2 + 2**0.5) / 4
-    np.testing.assert_allclose(error[0], 0.5**0.5, rtol=1e-5)
-    np.testing.assert_allclose(blind, [one, 2 * one], rtol=1e-5)
+    np.testing.assert_allclose(blind, [one, 2 * one, 0], rtol=1e-5)
 
 
 def test_exported_graph_takes_the_official_layout_and_its_noise(notebook, tmp_path):
