@@ -35,7 +35,7 @@ help:  ## this text
 	@echo "  <task>      one task: data, executed notebook, weights and PDF in build/PROFILE/<task>/"
 	@for task in $(TASKS); do echo "                $$task"; done
 	@echo
-	@echo "  PROFILE      smoke (seconds, for tests), quick (CPU, minutes), standard (CPU, up to an hour"
+	@echo "  PROFILE      smoke (seconds, for tests), quick (CPU, minutes), standard (CPU, one to two hours"
 	@echo "               per task), full (every event of the official files, one GPU)"
 	@echo "  DATA_SOURCE  auto: official files if they are on disk, else simulated stand-in events;"
 	@echo "               official: fetch what the profile needs; standin: simulate"

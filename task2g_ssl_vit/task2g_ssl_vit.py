@@ -243,9 +243,9 @@ def fill_towers(offsets, index, value, noise, of_cells, moves, width, dropout, o
 #   anything less would cut them.
 # - *Smearing* within the resolution: 5 % tracks, 10 % impact parameters and ECAL, 20 % HCAL; hits of the pixel layers
 #   are counts and are not smeared. The pixels of an HCAL tower get one factor.
-# - *Drop-out* of 15 % of the hits (whole towers in the HCAL): thresholds, dead cells, lost tracks. The hits that
-#   remain count $1/0.85$ each. Without that factor every view would have too few hits, and a network that reads mass
-#   and momentum off the number of hits would be biased on complete jets.
+# - *Drop-out* of 15 % of the hits (whole towers in the HCAL), unless a trial below prefers another share: thresholds, dead
+#   cells, lost tracks. The hits that remain count the more. Without that factor every view would have too few hits, and a
+#   network that reads mass and momentum off the number of hits would be biased on complete jets.
 #
 # Not used: factors on energies, which carry mass and momentum; turns by any angle, since the field bends tracks along
 # $\varphi$ only; hits where there was none. Fine-tuning and training from scratch use the same views, so that the
