@@ -106,11 +106,11 @@ DATA_SOURCE = os.environ.get("DATA_SOURCE", "auto")  # auto, official, standin
 DATA = os.environ.get("DATA") or None  # other files of the official schema, comma separated
 
 # %% [markdown]
-# A profile changes the number of jets, passes and trainings, the size of a batch and how many weights are tried, never the method. This notebook is longer than most: a generator
-# that keeps every rule of the detector needs more code than a network that paints pixels, and it says little without
-# rivals that were built with the same care. Networks, losses and loops are here. Formulas without parameters are in modules
-# beside it: `cells.py` (pixels and lists of cells), `scale.py`, `patterns.py` and `shares.py` (pixels to coordinates and
-# back), `images.py` (what is counted and measured).
+# A profile changes the number of jets, passes and trainings, the size of a batch and how many weights are tried, never the
+# method. This notebook is longer than most: a generator that keeps every rule of the detector needs more code than a network
+# that paints pixels, and it says little without rivals that were built with the same care. Networks, losses and loops are
+# here. Formulas without parameters are in modules beside it: `cells.py` (pixels and lists of cells), `scale.py`,
+# `patterns.py` and `shares.py` (pixels to coordinates and back), `images.py` (what is counted and measured).
 
 
 # %%
@@ -727,10 +727,11 @@ class Opponent:
 
 
 # %% [markdown]
-# **The loop** is the same for every network: AdamW ($\beta=0.9,0.98$), one cycle of the rate (Smith & Topin, arXiv:1708.07120),
-# gradients clipped at a norm of 1. A batch of jets makes one step of the generator and, before it, four of the discriminator
-# (AdamW, rate $10^{-3}$) on the patches of an eighth of these jets. After every pass the moving average of the weights is scored on validation jets: by its own loss, or in
-# the adversarial training by how well a convolutional network tells its patches from true ones.
+# **The loop** is the same for every network: AdamW ($\beta=0.9,0.98$), one cycle of the rate (Smith & Topin,
+# arXiv:1708.07120), gradients clipped at a norm of 1. A batch of jets makes one step of the generator and, before it, four of
+# the discriminator (AdamW, rate $10^{-3}$) on the patches of an eighth of these jets. After every pass the moving average of
+# the weights is scored on validation jets: by its own loss, or in the adversarial training by how well a convolutional
+# network tells its patches from true ones.
 
 
 # %%
@@ -1074,9 +1075,10 @@ true = measured["truth"][0]
 
 # %% [markdown]
 # **Can they be told from true jets?** AUC of the judge that tells better, on patches of test jets that it was not trained on.
-# The intervals (95 %) contain which jets it is scored on, patches of one jet drawn together, and how a training ends; ▲
-# marks jets that are harder to tell than those of the likelihood arm, ▼ easier ones. The difference column answers whether
-# the adversarial term earns its place. For two arms the independent jets have judges of their own, trained on about as many patches.
+# The intervals (95 %) contain which jets it is scored on, patches of one jet drawn together, and how a training ends; ▲ marks
+# jets that are harder to tell than those of the likelihood arm, ▼ easier ones. The difference column answers whether the
+# adversarial term earns its place. For two arms the independent jets have judges of their own, trained on about as many
+# patches.
 
 
 # %%
@@ -1414,17 +1416,17 @@ metrics = run.save_metrics(
 # come first because they cause the others to be read out. Each turn is one small batch, so a jet costs nine passes over a part
 # of its cells.
 #
-# **Optimisation.** One cycle of the learning rate, batches of thousands of cells. The peak rates, $3\times10^{-3}$ for cells and
-# $2\times10^{-3}$ for the flow and the image networks, are no result of this run. The second stage has $3\times10^{-4}$, since it
-# starts from a density that is already good. *The weight* $\lambda$: the likelihood is in nats per cell and the charge is
-# standardised, so that one tenth is a correction and one an equal partner; zero is the control. The image network has weights of
-# its own, since its loss is on another scale. *Steps.* Four steps of the discriminator for one of the generator keep it up to
-# date; even a few jets have very many patches. *The discriminator* is convolutional, so it need not learn the same rule
-# again at every place, and it begins as an ordinary classifier: what it can tell, it tells before it teaches. *The gradient.*
-# Passing drawn hits straight through, as if they were their probabilities, is biased where a patch changes in jumps. The
-# gradient of the log-probabilities is noisy, and it leaves out what a cell does to patches beyond its own; the comparison with the
-# real patch of the same place takes much of the noise away. A latent map that neighbours share is not needed for cells in turns: what is drawn first is what
-# the others follow.
+# **Optimisation.** One cycle of the learning rate, batches of thousands of cells. The peak rates, $3\times10^{-3}$ for cells
+# and $2\times10^{-3}$ for the flow and the image networks, are no result of this run. The second stage has $3\times10^{-4}$,
+# since it starts from a density that is already good. *The weight* $\lambda$: the likelihood is in nats per cell and the
+# charge is standardised, so that one tenth is a correction and one an equal partner; zero is the control. The image network
+# has weights of its own, since its loss is on another scale. *Steps.* Four steps of the discriminator for one of the
+# generator keep it up to date; even a few jets have very many patches. *The discriminator* is convolutional, so it need not
+# learn the same rule again at every place, and it begins as an ordinary classifier: what it can tell, it tells before it
+# teaches. *The gradient.* Passing drawn hits straight through, as if they were their probabilities, is biased where a patch
+# changes in jumps. The gradient of the log-probabilities is noisy, and it leaves out what a cell does to patches beyond its
+# own; the comparison with the real patch of the same place takes much of the noise away. A latent map that neighbours share
+# is not needed for cells in turns: what is drawn first is what the others follow.
 #
 # <!-- after standard -->
 # **Does the adversarial term earn its place?** Section 7 has the answer of this run, on both samples of jets, and the table of the
@@ -1433,11 +1435,12 @@ metrics = run.save_metrics(
 # discriminator is tried. An adversarial term can only mend what its discriminator sees.
 #
 # **Limits.** A judge's AUC grows with the number of patches that train it: it compares arms on equal terms and is no absolute
-# number. Its interval does not contain how the judge's own training ends, except through the spread of the arm's trainings. Patches of $6\times6$ pixels do not show what is wrong at larger distances; FPD looks at whole jets. The order of the
-# turns and the threshold for hot cells are physics of the CMS calorimeter as the simulation has it; on the official files they
-# are still a valid order, if perhaps not the best. Cells in the last row and column of the low resolution have no pixels
-# and must be empty, as they are in the files. Results on stand-in jets compare the arms with each other; they do not
-# predict the same numbers on the official files.
+# number. Its interval does not contain how the judge's own training ends, except through the spread of the arm's trainings.
+# Patches of $6\times6$ pixels do not show what is wrong at larger distances; FPD looks at whole jets. The order of the turns
+# and the threshold for hot cells are physics of the CMS calorimeter as the simulation has it; on the official files they are
+# still a valid order, if perhaps not the best. Cells in the last row and column of the low resolution have no pixels and must
+# be empty, as they are in the files. Results on stand-in jets compare the arms with each other; they do not predict the same
+# numbers on the official files.
 #
 # **References.** I. Goodfellow et al., *Generative adversarial nets*, arXiv:1406.2661. A. Jolicoeur-Martineau, *The relativistic
 # discriminator*, arXiv:1807.00734. L. Mescheder et al., *Which training methods for GANs do actually converge?*,

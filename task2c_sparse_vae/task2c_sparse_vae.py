@@ -211,10 +211,10 @@ def towers_of(x: torch.Tensor) -> torch.Tensor:
 
 
 # %% [markdown]
-# **Shapes for the trees.** The classical rival gets the physicist's variables, computed from the *pixels* of each channel, which
-# no tower has blurred: sum, multiplicity, $p_T^D$, angularities, axes, rings. Tracks and both calorimeters add energy
-# correlations of two and of three towers, $e_2=\sum z_iz_jR_{ij}^\beta$ and $e_3=\sum z_iz_jz_kR_{ij}R_{jk}R_{ki}$, which tell a jet
-# of three prongs from one of two or one (arXiv:1305.0007).
+# **Shapes for the trees.** The classical rival gets the physicist's variables, computed from the *pixels* of each channel,
+# which no tower has blurred: sum, multiplicity, $p_T^D$, angularities, axes, rings. Tracks and both calorimeters add energy
+# correlations of two and of three towers, $e_2=\sum z_iz_jR_{ij}^\beta$ and $e_3=\sum z_iz_jz_kR_{ij}R_{jk}R_{ki}$, which
+# tell a jet of three prongs from one of two or one (arXiv:1305.0007).
 
 
 # %%
@@ -819,8 +819,8 @@ for arm in ("dense", "sparse"):
 display(pd.DataFrame(lines).T.fillna(""))
 
 # %% [markdown]
-# A jet, what the decoders expect ($\pi m$ of the sum), and the average jet. Hits of the pixel layers far from the jet are noise to any
-# model of $z$: a good one gives their rate.
+# A jet, what the decoders expect ($\pi m$ of the sum), and the average jet. Hits of the pixel layers far from the jet are
+# noise to any model of $z$: a good one gives their rate.
 
 
 # %%
@@ -1034,10 +1034,10 @@ def pruned(model: Classifier, arm: str, ratio: float) -> Classifier:
 # - *from scratch*: the narrow network from random weights, with as many labelled passes as fine-tuning took, $2I$, $T$;
 # - *ratio 0*: the unpruned network with the same passes. What pruning costs is the distance to it.
 #
-# Everything before the last $T$ passes is done with labels alone. **Distillation** (Hinton et al., arXiv:1503.02531) replaces them in these
-# passes, in every family alike: the unpruned network of the same seed, averaged over the four mirror images of a jet, is
-# the teacher. Labelled jets have the mean of label and teacher as target, and as many unlabelled jets join them with the teacher
-# alone. A pass then is twice as long, so there are half as many. The teacher itself has to be trained first.
+# Everything before the last $T$ passes is done with labels alone. **Distillation** (Hinton et al., arXiv:1503.02531) replaces
+# them in these passes, in every family alike: the unpruned network of the same seed, averaged over the four mirror images of
+# a jet, is the teacher. Labelled jets have the mean of label and teacher as target, and as many unlabelled jets join them
+# with the teacher alone. A pass then is twice as long, so there are half as many. The teacher itself has to be trained first.
 
 
 # %%
@@ -1319,9 +1319,9 @@ plt.show()
 
 # %% [markdown]
 # **What each step is worth**, ratio by ratio: a teacher (one-shot), cutting three times instead of once (with teacher), and
-# large weights (iterative) against random ones, with labels alone and with the teacher. Networks that are compared have the same FLOPs. The
-# last column sets the sparse network beside the cheapest dense one that costs no less (the better of several by validation), and
-# says how much more that one costs. The smallest sparse networks cost less than any dense one here.
+# large weights (iterative) against random ones, with labels alone and with the teacher. Networks that are compared have the
+# same FLOPs. The last column sets the sparse network beside the cheapest dense one that costs no less (the better of several
+# by validation), and says how much more that one costs. The smallest sparse networks cost less than any dense one here.
 
 
 # %%
@@ -1610,33 +1610,35 @@ metrics = run.save_metrics(
 # the small one where nearly all channels go; the marks say which of that three trainings resolve. The pruned network has also seen
 # the jets without labels, in pre-training, and both need the large network when it is their teacher.
 #
-# **What a pass is worth.** The trainings are short, because there are hundreds of them. Random weights with many more passes and labels
-# alone come close to what a teacher gives in few. So part of what looks like the price of pruning is the price of a short training.
+# **What a pass is worth.** The trainings are short, because there are hundreds of them. Random weights with many more passes
+# and labels alone come close to what a teacher gives in few. So part of what looks like the price of pruning is the price of
+# a short training.
 #
-# **The knee** is only as sharp as the few validation jets that choose it. A step of 0.002 in AUC is less than they resolve, and of two
-# networks with the same FLOPs they preferred the one without a teacher, which the independent jets do not. The rule was
-# fixed before, hence the headline stays.
+# **The knee** is only as sharp as the few validation jets that choose it. A step of 0.002 in AUC is less than they resolve,
+# and of two networks with the same FLOPs they preferred the one without a teacher, which the independent jets do not. The
+# rule was fixed before, hence the headline stays.
 #
-# **Sparse input** is the other way to save: it leaves out multiplications by zero instead of channels. (The sparse *code*, the
-# other sense of a sparse autoencoder, saves nothing in a classifier.) It saves most at
-# $25\times25$, where a small part of the places are sites, and less at the coarser levels, where neighbours share them. Both savings
-# multiply, so the sparse front starts further to the left. But the towers that are no sites hold something: section 7 shows
-# what is lost without them, before any pruning. And FLOPs are not time. Looking up neighbours and gathering their features
-# costs memory traffic and many small operations, which only a batch can hide.
+# **Sparse input** is the other way to save: it leaves out multiplications by zero instead of channels. (The sparse *code*,
+# the other sense of a sparse autoencoder, saves nothing in a classifier.) It saves most at $25\times25$, where a small part
+# of the places are sites, and less at the coarser levels, where neighbours share them. Both savings multiply, so the sparse
+# front starts further to the left. But the towers that are no sites hold something: section 7 shows what is lost without
+# them, before any pruning. And FLOPs are not time. Looking up neighbours and gathering their features costs memory traffic
+# and many small operations, which only a batch can hide.
 #
-# **Pre-training** is a short one. The code of an autoencoder describes everything in the image, and most of that is not what separates
-# the classes. With a hundred labels it is far better than the same few steps from random weights (the epoch is chosen on
-# all validation jets, in both arms); with all labels, or with a teacher, nothing of it is left.
+# **Pre-training** is a short one. The code of an autoencoder describes everything in the image, and most of that is not what
+# separates the classes. With a hundred labels it is far better than the same few steps from random weights (the epoch is
+# chosen on all validation jets, in both arms); with all labels, or with a teacher, nothing of it is left.
 #
 # **Two samples.** Networks have a higher AUC on the test jets than on the much larger independent sample, by more than the
 # intervals suggest; trees hardly do. Both samples come from the same simulation, but two jets of one event can lie on both sides
 # of the split, and a network may remember the other one. No event reaches into the independent sample: where the two
 # disagree, that one is to be trusted. Validation jets, which choose passes and knee, share the weakness of test jets.
 #
-# **Choices.** *Towers with three features* instead of pixels: hundreds of trainings on $125\times125$ pixels do not fit two cores,
-# and numbers and maxima were to keep what the sum of a tower loses (section 7 tests it). *A flattened last map*, because a jet is centred. *The
-# knee at an AUC of 0.002* below the best on validation jets: less cannot be told apart there. *Own pruning code* of
-# forty lines, because the network has one kind of group only, and because it makes the criterion visible.
+# **Choices.** *Towers with three features* instead of pixels: hundreds of trainings on $125\times125$ pixels do not fit two
+# cores, and numbers and maxima were to keep what the sum of a tower loses (section 7 tests it). *A flattened last map*,
+# because a jet is centred. *The knee at an AUC of 0.002* below the best on validation jets: less cannot be told apart there.
+# *Own pruning code* of forty lines, because the network has one kind of group only, and because it makes the criterion
+# visible.
 #
 # **Limits.** A number obtained on stand-in jets says how the methods compare on the same jets; it does not predict the AUC
 # on the official files. FLOPs of the network on sites depend on how empty the images are. Times are those of PyTorch on

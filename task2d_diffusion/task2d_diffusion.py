@@ -196,9 +196,10 @@ print("impossible:", {name: int(s.impossible().any(axis=1).sum()) for name, s in
 # a standard normal number *exactly*, whatever $F$: tails become normal, and an atom (one hit; a tower that is one pixel of 255)
 # becomes an interval. The inverse $w=F^{-1}(\Phi(z))$ gives the atom back.
 #
-# **Stage two** (`task2d_diffusion/codec.py`) has one number $v$ per tower and channel: $-1+0.25\,\epsilon$ for an empty tower,
-# with normal $\epsilon$, and $1+g(z)/3$ for an active one. These are two clouds that hardly touch, each with noise of its own, so no network has to make a
-# point mass. $g(z)=z$ up to 1 and $z+(z-1)^2$ above spreads the highest towers, which carry most of the energy.
+# **Stage two** (`task2d_diffusion/codec.py`) has one number $v$ per tower and channel: $-1+0.25\,\epsilon$ for an empty
+# tower, with normal $\epsilon$, and $1+g(z)/3$ for an active one. These are two clouds that hardly touch, each with noise of
+# its own, so no network has to make a point mass. $g(z)=z$ up to 1 and $z+(z-1)^2$ above spreads the highest towers, which
+# carry most of the energy.
 #
 # **Back to a jet.** Of each channel the $n_c$ towers that rank highest are active, with $n_c$ from stage one; *dz and d0 rank
 # within the towers that have a track*. The first gets stage one's highest value, the others are scaled to what the sum leaves
@@ -385,10 +386,11 @@ class TowerPrior(nn.Module):
 # therefore knows all conditional distributions that the sampler needs: it lets the calorimeters lead, the tracks follow some
 # steps behind, the pixel layers come last, as the detector's parts depend on each other.
 #
-# **Flow matching is another weighting of the same loss.** On straight lines $v_t=(1-t)\epsilon+t\,v/\sigma_d$ (arXiv:2210.02747) the mean
-# velocity is $(D/\sigma_d-v_t)/(1-t)$ with $\sigma=\sigma_d(1-t)/t$. Logistic-normal times make $\ln\sigma\sim\mathcal N(\ln\sigma_d,1)$, and the
-# squared error of the velocity is $(D-v)^2(\sigma+\sigma_d)^2/(\sigma\sigma_d)^2$. EDM has $(\sigma^2+\sigma_d^2)/(\sigma\sigma_d)^2$, at most a factor of
-# two less, and $\ln\sigma\sim\mathcal N(-1.2,1.2^2)$. So one arm with two weightings; flow matching's is the default, since
+# **Flow matching is another weighting of the same loss.** On straight lines $v_t=(1-t)\epsilon+t\,v/\sigma_d$
+# (arXiv:2210.02747) the mean velocity is $(D/\sigma_d-v_t)/(1-t)$ with $\sigma=\sigma_d(1-t)/t$. Logistic-normal times make
+# $\ln\sigma\sim\mathcal N(\ln\sigma_d,1)$, and the squared error of the velocity is
+# $(D-v)^2(\sigma+\sigma_d)^2/(\sigma\sigma_d)^2$. EDM has $(\sigma^2+\sigma_d^2)/(\sigma\sigma_d)^2$, at most a factor of two
+# less, and $\ln\sigma\sim\mathcal N(-1.2,1.2^2)$. So one arm with two weightings; flow matching's is the default, since
 # $\sigma\approx0.7$ is where it is decided whether a tower is hit.
 
 # %%
@@ -443,8 +445,8 @@ def denoising_loss(model: Denoiser, batch: Batch, generator: torch.Generator) ->
 
 # %% [markdown]
 # **Sampler.** $\mathrm dv/\mathrm d\ln\sigma=v-D$ is solved from $\sigma=20$ to 0 with the second-order multistep method of
-# DPM-Solver++ (arXiv:2211.01095), one evaluation per step: with $\lambda=\ln\sigma_k/\sigma_{k+1}$,
-# $x\leftarrow e^{-\lambda}x+(1-e^{-\lambda})\tilde D$ and $\tilde D$ extrapolated from the last two. Groups lag each other by some steps.
+# DPM-Solver++ (arXiv:2211.01095), one evaluation per step: with $\lambda=\ln\sigma_k/\sigma_{k+1}$, $x\leftarrow
+# e^{-\lambda}x+(1-e^{-\lambda})\tilde D$ and $\tilde D$ extrapolated from the last two. Groups lag each other by some steps.
 
 # %%
 STEPS, LAG = 16, 4
@@ -1059,8 +1061,9 @@ print("two-sample AUC of trees: {value:.4f} [{low:.4f}, {high:.4f}]".format(**fi
 
 # %% [markdown]
 # **Distances**, as in the CaloChallenge (arXiv:2410.21611): separation power, mean over observables in 20 bins; Fréchet and
-# kernel distance of the observables (FPD, KPD, arXiv:2211.10295), whose brackets are the error of the extrapolation alone where there is one training. Precision says that generated jets lie among real ones, recall
-# that real ones lie among generated ones (arXiv:1904.06991).
+# kernel distance of the observables (FPD, KPD, arXiv:2211.10295), whose brackets are the error of the extrapolation alone
+# where there is one training. Precision says that generated jets lie among real ones, recall that real ones lie among
+# generated ones (arXiv:1904.06991).
 
 # %%
 test_table = real["test"].table.to_numpy()
@@ -1466,11 +1469,11 @@ metrics = run.save_metrics(
 # 6 how small a defect the judges would have seen, section 8 what goes wrong, and section 10 whether the cures help and what they
 # cost: nats of KL for active latent numbers, time in every step for the GAN.
 #
-# **Limits.** Sums and occupancies come from stage one for all generators, the trivial one included: the tests compare images given
-# these. A judge sees more with more jets, hence the floor has the same number. The long training has no spread between
-# trainings, so its interval contains the jets alone, not even another training of its judges; principles are compared by the short
-# ones, and their order may change with more compute. The pixels of neighbouring towers are unrelated. What is measured on stand-in jets says how generators
-# compare on the same jets, not how they do on the official files.
+# **Limits.** Sums and occupancies come from stage one for all generators, the trivial one included: the tests compare images
+# given these. A judge sees more with more jets, hence the floor has the same number. The long training has no spread between
+# trainings, so its interval contains the jets alone, not even another training of its judges; principles are compared by the
+# short ones, and their order may change with more compute. The pixels of neighbouring towers are unrelated. What is measured
+# on stand-in jets says how generators compare on the same jets, not how they do on the official files.
 #
 # **References** stand where they are used. Besides: J. Ho et al., *Denoising diffusion*, arXiv:2006.11239; V. Mikuni, B. Nachman,
 # *CaloScore*, arXiv:2206.11898; O. Amram, K. Pedro, *CaloDiffusion*, arXiv:2308.03876.

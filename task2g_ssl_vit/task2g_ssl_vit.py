@@ -99,8 +99,8 @@ DATA_SOURCE = os.environ.get("DATA_SOURCE", "auto")  # auto, official, standin
 DATA = os.environ.get("DATA") or None  # other files of the official schema, comma separated
 
 # %% [markdown]
-# A profile changes the number of jets, passes and trainings, never the method. This notebook is longer than most: every statement on
-# labels is made for three targets, five numbers of labels and all rivals.
+# A profile changes the number of jets, passes and trainings, never the method. This notebook is longer than most: every
+# statement on labels is made for three targets, five numbers of labels and all rivals.
 
 
 # %%
@@ -1218,7 +1218,8 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", nco
 plt.show()
 
 # %% [markdown]
-# The fine-tuned ResNet minus every rival, with half of the interval. ▲: fine-tuned is better, ▼: the rival, =: no measurable difference.
+# The fine-tuned ResNet minus every rival, with half of the interval. ▲: fine-tuned is better, ▼: the rival, =: no measurable
+# difference.
 
 
 # %%
@@ -1479,12 +1480,13 @@ metrics = run.save_metrics(
 # begins at random, and its first gradients would destroy the features it is meant to use. *The squared error*, since
 # it is scored.
 #
-# **Few labels.** A pre-trained encoder has ordered the patterns of jets before it meets a label, and should need fewer of them. The
-# mean AUC is indeed higher than from scratch up to some hundred labels, but draws and trainings scatter more. One reason lies
-# in the company that the encoder keeps. Shapes stand beside the image in every network, and a line through them is what forty
-# labels can teach; there no arm has a measurably better AUC than linear models on shapes alone. Trees, which have to cut the shapes before
-# they can add them, fall behind. After a short pre-training features alone know less of the class than shapes do (section 7).
-# For $p_T$ forty labels are too few for a ResNet: its mean error exceeds the dotted line, that of always answering the mean.
+# **Few labels.** A pre-trained encoder has ordered the patterns of jets before it meets a label, and should need fewer of
+# them. The mean AUC is indeed higher than from scratch up to some hundred labels, but draws and trainings scatter more. One
+# reason lies in the company that the encoder keeps. Shapes stand beside the image in every network, and a line through them
+# is what forty labels can teach; there no arm has a measurably better AUC than linear models on shapes alone. Trees, which
+# have to cut the shapes before they can add them, fall behind. After a short pre-training features alone know less of the
+# class than shapes do (section 7). For $p_T$ forty labels are too few for a ResNet: its mean error exceeds the dotted line,
+# that of always answering the mean.
 #
 # **All labels.** The views multiply thousands of labelled jets, which scratch gets, too, and then labels teach more than unlabelled
 # jets do. Fine-tuning does better than a frozen encoder, so the encoder has something left to learn. But it moves at a tenth of
@@ -1494,11 +1496,11 @@ metrics = run.save_metrics(
 # **Momentum.** Images scaled to their largest pixel have lost the energy. What is left is how many particles there
 # are and how collimated a decay is. That is worth more than one would think: section 6 shows $R^2$.
 #
-# **The transformer** sees the most active towers as a set with places. Neighbourhood, which a convolution has from the
-# start, it has to learn from jets: from scratch its mass is worse than that of the ResNet. For $p_T$, where towers are counted
-# rather than compared, it is better. Its fine-tunings differ too much from each other, in $p_T$ above all, to tell what pre-training does. It is
-# small, trained for minutes, and only with all labels: the comparison is one at equal passes and similar time, not one of
-# architectures at their best.
+# **The transformer** sees the most active towers as a set with places. Neighbourhood, which a convolution has from the start,
+# it has to learn from jets: from scratch its mass is worse than that of the ResNet. For $p_T$, where towers are counted
+# rather than compared, it is better. Its fine-tunings differ too much from each other, in $p_T$ above all, to tell what
+# pre-training does. It is small, trained for minutes, and only with all labels: the comparison is one at equal passes and
+# similar time, not one of architectures at their best.
 #
 # **What the views decide.** An embedding forgets what views change. Flips and shifts are safe; smearing and drop-out
 # of hits say that a jet is the same jet after another measurement. The number of hits, which mass and momentum are
@@ -1509,15 +1511,16 @@ metrics = run.save_metrics(
 # Student's factor is large. So the intervals are rather too wide, and an "=" does not mean that two arms are alike. The few
 # validation jets choose rates, once for all trainings, and rounds: what the choice of a rate adds is not in the intervals.
 #
-# **Limits.** Numbers on stand-in jets compare methods on the same jets. They do not predict those on the official
-# files. All arms have a higher AUC on test jets than on independent ones, networks more than trees. It may be chance; it may also be that a
-# network remembers the partner of a test jet from training, which the independent sample excludes. The best rate of some arms is the lowest or
-# the highest of the three that were tried, so a wider list might help them, from scratch with few labels most of all. Choices are made with validation jets whose labels someone with forty labels would not have (Oliver
-# et al., arXiv:1804.09170); this helps all arms alike. What the label means is undocumented; we take 1 for a top. The
-# pre-training is a few passes long, those of the papers hundreds, with batches of thousands; SimCLR gains from both.
-# Scratch with more compute takes the rate that was best for the shorter training; with few labels it has ten times the
-# updates and not the compute of the whole pre-training. Unlabelled and labelled jets come from the same simulation: a
-# shift between the two is not studied.
+# **Limits.** Numbers on stand-in jets compare methods on the same jets. They do not predict those on the official files. All
+# arms have a higher AUC on test jets than on independent ones, networks more than trees. It may be chance; it may also be
+# that a network remembers the partner of a test jet from training, which the independent sample excludes. The best rate of
+# some arms is the lowest or the highest of the three that were tried, so a wider list might help them, from scratch with few
+# labels most of all. Choices are made with validation jets whose labels someone with forty labels would not have (Oliver et
+# al., arXiv:1804.09170); this helps all arms alike. What the label means is undocumented; we take 1 for a top. The
+# pre-training is a few passes long, those of the papers hundreds, with batches of thousands; SimCLR gains from both. Scratch
+# with more compute takes the rate that was best for the shorter training; with few labels it has ten times the updates and
+# not the compute of the whole pre-training. Unlabelled and labelled jets come from the same simulation: a shift between the
+# two is not studied.
 #
 # **References.** T. Chen et al., *SimCLR*, arXiv:2002.05709. B. Dillon et al., *Symmetries, safety, and
 # self-supervision* (JetCLR), arXiv:2108.04253. Q. Garrido et al., *RankMe*, arXiv:2210.02885. K. He et al., *Deep
