@@ -1448,6 +1448,7 @@ def label_curve(arm: str) -> dict:
 
 
 # %%
+constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
 rivals = ("scratch", "trees", "shapes", "linear", *(["long"] if CONFIG.more else []))
 metrics = run.save_metrics(
     title="Task 2g: self-supervised ResNet-15, fine-tuned",
@@ -1457,7 +1458,7 @@ metrics = run.save_metrics(
     seeds=list(range(CONFIG.trainings)),
     headline="roc_auc",
     metrics={m: results[m, 0, "test"].entry("finetuned") for m in METRICS},
-    baselines={arm: described(arm) for arm in rivals},
+    baselines={"constant": constant} | {arm: described(arm) for arm in rivals},
     arms={arm: described(arm) for arm in arms_at(0) if arm not in ("finetuned", *rivals)},
     floors={},
     variants={
