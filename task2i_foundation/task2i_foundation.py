@@ -1208,7 +1208,22 @@ everyone = {  # F1 of calling every jet positive
     name: f1_above(truth[:, k], np.full(len(truth), np.inf), threshold=medians[name])
     for k, name in enumerate(TARGETS) if k
 }  # fmt: skip
-claims = {  # after standard: add what the discussion asserts then
+deep = HEADLINE if kinds[free_best] != "linear" else f"{free_best}, one hidden layer"
+rivals = "own_teacher", "supervised_teacher", "continued"
+claims = {
+    "self-supervised features add to the shapes under a linear head, for m and pT": marks(linear, "shapes, linear")[1:] == "▲▲",
+    "under a hidden layer they do not add measurably": "▲" not in marks(deep, "shapes, one hidden layer"),
+    "they know more than features of random weights": marks(linear, "random, linear") == "▲▲▲",
+    "trees are better than the self-supervised encoder for y and pT": marks("trees", HEADLINE)[::2] == "▲▲",
+    "the student is better than both self-supervised experts for y and m":
+        {marks("student", expert)[:2] for expert in expert_arms[:2]} == {"▲▲"},
+    "it is worse than its teacher and than the supervised expert for all three":
+        {marks("student", other) for other in ("mixture", "supervised")} == {"▼▼▼"},
+    "it is not measurably better than students that had no mixture":
+        not any("▲" in marks("student", other) for other in rivals),
+    "the supervised network, longer, is better than the student and than trees for all three":
+        {marks("longer", other) for other in ("student", "trees")} == {"▲▲▲"},
+    "the mixture is not measurably better than its supervised expert": "▲" not in marks("mixture", "supervised"),
     "self-supervised encoder: F1 of m and pT above those of calling every jet positive": all(
         results[f"{name.lower()}_f1", judge].interval(HEADLINE)[1] > value for name, value in everyone.items()
     ),
@@ -1436,6 +1451,7 @@ def described(arm: str) -> dict:
     return scores | {"info": info}
 
 
+constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
 rivals = (
     "trees",
     "shapes, linear",
@@ -1452,7 +1468,7 @@ metrics = run.save_metrics(
     seeds=list(numbers),
     headline="roc_auc",
     metrics={name: results[name, "test"].entry(HEADLINE) for name in METRICS},
-    baselines={arm.replace(", ", "_").replace(" ", "_"): described(arm) for arm in rivals},
+    baselines={"constant": constant} | {arm.replace(", ", "_").replace(" ", "_"): described(arm) for arm in rivals},
     arms={arm.replace(", ", "_").replace(" ", "_"): described(arm) for arm in predictions if arm not in (*rivals, HEADLINE)},
     floors={},
     variants={
