@@ -52,11 +52,13 @@ def recording(draw: Callable, seen: list) -> Callable:
 @record  # the launcher's summary then ends with the exception of the process that failed first
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
-    process = make_accelerator().process_index
+    accelerator = make_accelerator()
+    process = accelerator.process_index
     results = {}
     for number, name in enumerate(names):
         began, seen = time.process_time(), []
-        notebook, train = TRAININGS[name](folder / str(number))
+        with accelerator.main_process_first():  # both keep what they prepare in the same folder
+            notebook, train = TRAININGS[name](folder / str(number))
         source = "draw" if name.startswith("2j") else "epoch_batches"
         # Notebooks with their own loop draw by themselves, the others through `Training`.
         places = [place for place in (notebook, training_context) if hasattr(place, source)]
