@@ -3,9 +3,10 @@
     python engine_worker.py model.onnx input.npz output.npz
 
 ``input.npz``: arrays of frames by name, scored as they are; ``events`` and ``sessions`` for the
-timing of the array ``pairs``, two frames an event. ``output.npz``: scores under the same names, and
-engine and timing as JSON in ``report``. It imports nothing but NumPy and ONNX Runtime: the engines
-of old CMSSW releases exist only for interpreters that the rest of this project does not run on.
+timing of the array ``pairs``, two frames per event. ``output.npz``: scores under the same names,
+and engine and timing as JSON in ``report``. It imports nothing but NumPy and ONNX Runtime: the
+engines of old CMSSW releases exist only for interpreters that the rest of this project does not run
+on.
 """
 
 import json
@@ -39,7 +40,7 @@ def milliseconds(function, repetitions):
 
 
 def time_events(path, session, pairs, events, sessions):
-    """Milliseconds an event of two frames, with one session for all and with one for each."""
+    """Milliseconds per event of two frames, with one session for all and with one for each."""
     name = session.get_inputs()[0].name
     batches = [pairs[np.arange(2 * i, 2 * i + 2) % len(pairs)] for i in range(events)]
 

@@ -131,7 +131,8 @@ TASK1 = load_definitions("common_task1")
 def trained_network() -> tuple[nn.Module, dict[str, str]]:
     """The energy-only network that common task 1 published, in evaluation mode, and its card."""
     path = paths.WEIGHTS / "common_task1" / "energy_only_seed0.safetensors"
-    return load_weights(path, TASK1.build_model("energy_only")).eval(), read_card(path)
+    model = load_weights(path, TASK1.build_model("energy_only"))
+    return TASK1.MeanLogit(model).eval(), read_card(path)
 
 
 network, card = trained_network()

@@ -44,8 +44,11 @@ def small(notebook):
     return replace(notebook.CONFIGS["smoke"], epochs=3, batch_size=32)
 
 
-@pytest.mark.parametrize("arm", ["energy_only", "energy_and_time", "shapes_only", "plain_resnet15"])
-def test_every_network_gives_one_logit_and_reaches_every_weight(notebook, arm):
+MEMBERS = {"energy_only": 8, "energy_and_time": 8, "shapes_only": 8, "plain_resnet15": 1}
+
+
+@pytest.mark.parametrize("arm", MEMBERS)
+def test_every_member_gives_a_logit_and_reaches_every_weight(notebook, arm):
     torch.manual_seed(0)
     model = notebook.build_model(arm)
     x = torch.from_numpy(toy_events(8)[0])
@@ -53,7 +56,9 @@ def test_every_network_gives_one_logit_and_reaches_every_weight(notebook, arm):
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     logits = model(x)
-    assert logits.shape == (8,)
+    assert logits.shape == (8, MEMBERS[arm])
+    assert notebook.MeanLogit(model.eval())(x).shape == (8,)
+    model.train()
     logits.square().sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -65,6 +70,31 @@ def test_every_network_gives_one_logit_and_reaches_every_weight(notebook, arm):
 def test_networks_have_fifteen_convolutions(notebook, arm):
     layers = notebook.build_model(arm).modules()
     assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1) for m in layers) == 15
+
+
+def test_members_share_their_matrices_and_differ_in_scales_and_heads(notebook):
+    torch.manual_seed(0)
+    measured = notebook.Measured().eval()
+    x = torch.from_numpy(toy_events(6)[0])
+    logits = measured(x)
+    with torch.no_grad():  # every member, written out
+        features = measured.norm(measured.measure(x[:, 0].clamp(min=0))).clamp(-8, 8)
+        for member, scale in enumerate(measured.scale):
+            assert set(scale.tolist()) == {-1.0, 1.0}
+            alone = measured.layers(features * scale) @ measured.head[member]
+            torch.testing.assert_close(logits[:, member], alone + measured.bias[member])
+    assert len(logits.unique(dim=1).T) == 8
+
+
+def test_the_loss_is_the_mean_of_the_members(notebook):
+    logits, target = torch.randn(5, 3), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
+    naive = [
+        -(t * torch.sigmoid(z).log() + (1 - t) * torch.sigmoid(-z).log())
+        for row, t in zip(logits, target, strict=True)
+        for z in row
+    ]
+    found = notebook.members_loss(logits, target)
+    torch.testing.assert_close(found, torch.stack(naive).mean())
 
 
 def test_network_memorises_one_batch(notebook):
@@ -110,7 +140,7 @@ def test_trees_get_what_the_perceptron_measures_and_the_times(notebook):
 
 
 def test_flip_average_does_not_depend_on_the_orientation(notebook):
-    model = notebook.FlipAverage(notebook.build_model("energy_only")).eval()
+    model = notebook.FlipAverage(notebook.MeanLogit(notebook.build_model("energy_only"))).eval()
     x = torch.from_numpy(toy_events(5)[0])
     torch.testing.assert_close(model(notebook.mirror(x)), model(x), rtol=1e-4, atol=1e-5)
     phi = x.flip(3).roll(1, 3)  # the charge turns with it
