@@ -42,13 +42,13 @@ show_results("common_task1")
 
 # %% [markdown]
 # **What was found.** All events of this run are simulated; the column of real images is the only exception. Both particles
-# make the same shower; what differs happens in the tracker before it. An electron bends in the field and radiates, always to
-# the same side, while a photon either converts to a pair or arrives untouched. The network is far better than the plain
-# ResNet-15 of the end-to-end papers with the same budget. It is also better than boosted trees and than a perceptron that
-# get the same shower shapes, energy profiles and central crystals, but only just: these quantities hold nearly everything, and
-# the convolutions add the little that is left. Photons that did not convert are much easier to tell from electrons
-# than the others, which limit the result. The simulated times add nothing that we could measure, so the headline
-# network does not use them. On a hundred real images a network that others trained on official events is better than ours.
+# make nearly the same shower; what differs happens in the tracker before it. An electron bends in the field and radiates,
+# always to the same side, while a photon either converts to a pair or arrives untouched. The network beats the plain
+# ResNet-15 of the end-to-end papers, trained for as many epochs; that one is smaller and sees the raw channels alone. It also
+# beats boosted trees and eight perceptrons that get the same shower shapes, energy profiles and central crystals: to these
+# the convolutions add a little. Photons that converted are hard to tell from electrons, and so are electrons that did not radiate.
+# The simulated times add nothing that we could measure, and the headline network does without them. On a hundred
+# real images a network that others trained on official events is better than ours.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -160,18 +160,19 @@ plt.show()
 # %% [markdown]
 # ## 3. Model
 # **Input.** A crystal measures between a few MeV and 70 GeV. On a linear scale soft radiation is invisible beside the
-# seed, so the network gets three views of the energy: $E$, $\sqrt E$ and $\ln(1 + E/10\,\mathrm{MeV})$. Times come, for
+# seed, so the network gets three views of the energy: $E$, $\sqrt E$ and $\ln(1 + E/10\,\mathrm{MeV})/8$. Times come, for
 # the arm that has them, weighted by their significance: a soft hit's time scatters by tens of ns and is mostly noise.
 #
 # **Architecture.** A residual network of 15 convolutions (He et al. 2016), fitted to these images. It sees the 16 central
-# rows, which hold the shower. There is no max-pool. A learned *position map* is added after the stem, because in a centred
+# rows, which hold nearly all of the shower. There is no max-pool. A learned *position map* is added after the stem, because in a centred
 # image the place of a hit has a meaning that pooling throws away; mean and maximum go to the head, with dropout. Shortcuts
-# pool instead of skipping pixels, and blocks begin with a zero last norm. Beside the convolutions a small perceptron sees
-# what physicists would measure: shower shapes, the energy profiles along $\eta$ and $\varphi$, and the $7\times7$ crystals
-# around the seed. It is eight perceptrons in one (arXiv:2410.24210): members share all matrices, but each has its own scales of the
-# inputs, $+1$ or $-1$ to begin with, and its own last layer. Each member has its own loss, and the mean of their logits is the
-# answer. That costs little, and a small sample is memorised less quickly. The perceptron alone is an arm of its own. The trees get
-# exactly the same quantities, and times besides.
+# pool instead of skipping pixels, and blocks begin with a zero last norm.
+#
+# Beside the convolutions, perceptrons see what physicists would measure: shower shapes, the energy profiles along $\eta$ and
+# $\varphi$, and the $7\times7$ crystals around the seed. There are eight, which share all matrices (TabM, Gorishniy et al.
+# 2024); each has its own scales of the inputs, $+1$ or $-1$ to begin with, and its own last layer. The one logit of the
+# convolutions is added to the logit of each. Each of the eight sums has its own loss, and their mean is the answer. The
+# perceptrons alone are an arm of their own. The trees get exactly the same quantities, and times besides.
 
 
 # %%
@@ -227,7 +228,7 @@ class ResidualBlock(nn.Module):
 
 # %%
 class Measured(nn.Module):
-    """What physicists would measure of images (B, 2, 32, 32) -> logits of all members (B, M)."""
+    """Perceptrons on what physicists would measure of images (B, 2, 32, 32) -> logits (B, M)."""
 
     def __init__(self, members: int = 8, width: int = 128, outputs: int = 64) -> None:
         super().__init__()
@@ -310,7 +311,7 @@ class PlainResNet15(nn.Module):
 LABELS = {
     "energy_only": "this network",
     "energy_and_time": "this network, with times",
-    "shapes_only": "perceptron, same quantities",
+    "shapes_only": "perceptrons, same quantities",
     "plain_resnet15": "plain ResNet-15",
     "boosted_trees": "boosted trees, same quantities",
 }
@@ -333,10 +334,11 @@ display(pd.DataFrame(sizes).T.rename(index=LABELS))
 
 # %% [markdown]
 # ## 4. Training
-# Binary cross-entropy of every member, AdamW, a one-cycle schedule (Smith & Topin 2018), batches of mirror images in $\eta$, and an
-# exponential moving average of the weights for evaluation. All networks, the plain one included, get all of this and see
-# the same events equally often. The batch order depends on seed and epoch only, and the state is saved after
-# every epoch: an interrupted run continues bit for bit.
+# Binary cross-entropy of every member, AdamW, a one-cycle schedule (Smith & Topin 2018), images mirrored in $\eta$ with
+# probability one half, and an exponential moving average of the weights for evaluation, where the answer is the mean logit over
+# an image and its mirror image. All networks, the plain one included, get all of this and see the same events equally often.
+# The batch order depends on seed and epoch only, and the state is saved after every epoch: an interrupted run continues
+# bit for bit.
 
 
 # %%
@@ -460,14 +462,16 @@ models = {key: restored(key[0], weights) for key, (_, weights) in trained.items(
 # %% [markdown]
 # **Boosted trees**, the classical solution, get what the perceptron gets: sums and shares of energy in windows, widths,
 # skewness and asymmetries in both directions, the highest crystals, hits, profiles and the central crystals. Mean, spread
-# and seed value of the times come on top. Leaves, rate and number of trees are chosen on the validation events.
+# and seed value of the times come on top. The settings in the table compete on part of the training events, by the loss on
+# validation events; the best is fitted to all. The trees learn from the images as they are, without mirror images.
 
 
 # %%
-def quantities(rows: np.ndarray) -> np.ndarray:
-    """`Measured.measure` and the times of events, (len(rows), 154) float32."""
+def quantities(rows: np.ndarray, mirrored: bool = False) -> np.ndarray:
+    """`Measured.measure` and the times of events or their mirror images, (len(rows), 154) float32."""
     parts = []
     for _, x in images.iter_dense(2048, rows):
+        x = mirror(x) if mirrored else x
         times = torch.stack(list(time_shapes(x).values()), dim=1)  # (B, 3)
         parts.append(torch.cat([Measured.measure(x[:, 0].clamp(min=0)), times], dim=1))
     return torch.cat(parts).numpy()
@@ -482,8 +486,8 @@ trees = computed_once(
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
-# **Choice.** Energy alone, or energy and time? The mean validation AUC of the trainings decides; a tie goes to the
-# energy alone.
+# **Choice.** Energy alone, or energy and time? The mean validation AUC of the trainings decides. Means that agree to four digits
+# are a tie, which goes to the energy alone.
 
 # %%
 best = {key: history.score.max() for key, (history, _) in trained.items()}
@@ -506,8 +510,9 @@ plt.show()
 
 # %% [markdown]
 # ## 5. Evaluation
-# The test set is scored here, once, by every arm. The intervals (95 %) contain both what fluctuates: which events are in
-# the test set, and how a training ends. ▲ marks a difference whose interval excludes zero.
+# The test set is scored here, once, by every arm; the trees, like the networks, answer for an image and its mirror image. The
+# intervals (95 %) contain which events are in the test set and, for our networks, how a training ends. ▲ marks a
+# difference whose interval excludes zero.
 
 
 # %%
@@ -520,7 +525,8 @@ test, y_test, device = splits.test, y[splits.test], pick_device()
 logits = {key: predict(model, test, device) for key, model in models.items()}
 models = {key: model.cpu() for key, model in models.items()}
 scores = {arm: [probability(logits[arm, seed]) for seed in CONFIG.seeds] for arm in ARMS}
-scores["boosted_trees"] = trees.model.predict_proba(measured["test"])[:, 1]
+both_images = measured["test"], quantities(test, mirrored=True)
+scores["boosted_trees"] = np.mean([trees.model.predict_proba(q)[:, 1] for q in both_images], axis=0)
 comparison = Comparison(roc_auc, y_test, scores, reference="boosted_trees")
 others = [arm for arm in scores if arm != headline]
 pd.DataFrame(
@@ -531,7 +537,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # **The task's figure.** Left, the ROC curves as background rejection. Middle, the same divided by the rejection of the trees:
-# curves that lie on each other on the left are apart here. Right, what the network says of each class.
+# curves that overlap on the left are apart here. Right, what the network predicts for each class.
 
 
 # %%
@@ -560,14 +566,15 @@ plt.show()
 # %% [markdown]
 # **Where it works.** The simulation knows which photons converted and which electrons radiated (the official files do not,
 # and the network never sees it). Left: the AUC of photons of one kind against all electrons. Right: of electrons
-# that radiated so many photons above 1 GeV, against all photons.
+# that radiated so many photons above 1 GeV, against all photons. Bars are 95 % intervals.
 
 
 # %%
-def auc_of(kind: np.ndarray, label: int, arm: str) -> np.ndarray:
-    """AUC (trainings,) of the test events of class ``label`` in ``kind`` against the other class."""
+def auc_of(kind: np.ndarray, label: int, arm: str) -> tuple[float, float, float]:
+    """AUC of the test events of class ``label`` in ``kind`` against the other class, low, high."""
     chosen = kind | (y_test != label)
-    return np.array([roc_auc(y_test[chosen], s[chosen]) for s in np.atleast_2d(scores[arm])])
+    some = {arm: [s[chosen] for s in np.atleast_2d(scores[arm])]}
+    return Comparison(roc_auc, y_test[chosen], some, arm, n_resamples=60).interval(arm)
 
 
 def kinds_of(truth: pd.DataFrame) -> tuple[dict, dict]:
@@ -590,10 +597,10 @@ if dataset.truth is not None:
     for axis, kinds, label in ((axes[0], photons, 0), (axes[1], electrons, 1)):
         kinds = {name: kind for name, kind in kinds.items() if kind.sum() > 20}
         for number, arm in enumerate((headline, "boosted_trees")):
-            means = [auc_of(kind, label, arm).mean() for kind in kinds.values()]
-            by_kind |= {(arm, name): mean for name, mean in zip(kinds, means, strict=True)}
-            place = np.arange(len(kinds)) + 0.35 * number
-            axis.bar(place, np.array(means) - 0.5, 0.33, 0.5, label=LABELS[arm])
+            value, low, high = np.transpose([auc_of(kind, label, arm) for kind in kinds.values()])
+            by_kind |= {(arm, name): mean for name, mean in zip(kinds, value, strict=True)}
+            place, bars = np.arange(len(kinds)) + 0.35 * number, [value - low, high - value]
+            axis.bar(place, value - 0.5, 0.33, 0.5, yerr=bars, capsize=2, label=LABELS[arm])
         names = [
             f"{name}\n({kind.mean() / np.mean(y_test == label):.0%})"
             for name, kind in kinds.items()
@@ -680,8 +687,13 @@ if by_kind:
     claims["converted photons limit the result"] = (
         of_headline["not converted"] > max(converted) + 0.05
     )
+    of_electrons = {kind: auc for kind, auc in of_headline.items() if kind in electrons}
+    hardest = min(of_electrons, key=of_electrons.get, default="")
+    claims["electrons that did not radiate are the hardest"] = hardest == "0"
 if foreign:
     claims["a network of others, trained on official events, separates ours"] = foreign["low"] > 0.7
+    behind = on_real["minus_official_network"]["high"] < 0
+    claims["on real images the network of others is better than ours"] = behind
 show_claims(claims)
 
 
@@ -693,14 +705,14 @@ table["100 real images"] = [as_text(on_real.get(arm), 2) for arm in table.index]
 table = table.rename(index=LABELS)
 if foreign:
     row = [as_text(foreign), "", "", as_text(on_real["official_network"], 2)]
-    table.loc[f"others' network, official events ({JUDGED:,} test events)"] = row
+    table.loc[f"others' network ({JUDGED:,} of these test events)"] = row
 update_results(table.rename(columns={"value": "ROC-AUC"}))
 
 # %% [markdown]
 # ## 7. Weights and metrics
-# Weights are stored as safetensors, and as an ONNX graph that carries the whole preprocessing: raw images as they stand in
-# the official HDF5 file go in, $P(\mathrm{electron})$ comes out. `make score TASK=common_task1 DATA=file` runs it on
-# an independent sample without PyTorch.
+# Weights are stored as safetensors, and those of the training that is best on validation events as an ONNX graph that
+# carries the whole preprocessing: raw images as they are in the official HDF5 file go in, $P(\mathrm{electron})$ comes
+# out. `make score TASK=common_task1 DATA=file` runs it on an independent sample without PyTorch.
 
 
 # %%
@@ -720,6 +732,8 @@ best_seed = max(CONFIG.seeds, key=lambda seed: best[headline, seed])
 batches = [images.dense(splits.validation[:n]).permute(0, 2, 3, 1) for n in (64, 1, 7)]
 graph = RawInput(models[headline, best_seed])
 run.save_onnx("common_task1", graph, batches, card | {"kind": "binary_classification"})
+its_auc = comparison.values[headline][CONFIG.seeds.index(best_seed)]
+print(f"ROC-AUC of this network on the test set: {its_auc:.4f}")
 for (arm, seed), model in models.items():
     about = card | {"task": "common_task1", "arm": arm, "seed": seed, "source": dataset.source}
     save_weights(run.directory / f"{arm}_seed{seed}.safetensors", model, about)
@@ -774,25 +788,25 @@ metrics = run.save_metrics(
 # ## 8. Discussion, limits, references
 # **What carries the information.** At this momentum an electron is bent by less than one crystal on its way, so most of
 # what it radiates lands in the same few crystals, and the classes differ in how the energy is shared there and in
-# a faint trail along $\varphi$. Sums, widths, asymmetries, profiles and the central crystals hold nearly all of that; what the
-# convolutions add is real but small. Trees and perceptron get the same quantities; the perceptron makes a little more of
-# them, but once these are measured, the methods are close. An untouched photon makes the narrowest shower there is and is
-# the easy case. A converted one is two electrons, and is hard however it is looked at; an electron that did not radiate
-# is as narrow as a photon. No network can be better than this mixture allows.
+# a faint trail along $\varphi$. Sums, widths, asymmetries, profiles and the central crystals hold most of that: perceptrons and
+# trees on these alone come close to the network, and what the convolutions add is small, but more than chance. An
+# untouched photon makes the narrowest shower there is and is the easy case. A converted one is two electrons, and is hard for
+# the network as for the trees; an electron that did not radiate is as narrow as a photon.
 #
 # **Time.** The simulation draws a crystal's time from the energy and the noise of its hit alone, as both particles arrive
 # together at a fixed momentum. That such times add nothing is therefore a check of the network, not a discovery; whether
 # official times carry more is open.
 #
 # **Limits.** On stand-in events a number compares methods on the same events; it does not predict the AUC on the
-# official files. The simulation was calibrated on real images and on networks that others trained on official events, so that
-# such a network separates our events was put in. Still it is better than ours on the same real images:
-# the stand-ins lack something that it learned, and ours learned something that real showers do not have. All networks had
-# the same learning rate, and few passes: the curves in section 4 show what more of them might bring. Not studied: pile-up,
+# official files. The simulation was calibrated on real images and on networks that others trained on official events; that
+# such a network separates our events was therefore to be expected. Its AUC is about the same on our events as on the
+# hundred real images, while that of our network is much lower on the real ones: it may rely on details of the simulation. All
+# networks had the same learning rate and few epochs. Every training was best after its last one, so longer schedules might help,
+# the plain ResNet-15 perhaps most; they were not tried in this run. Trees were not fitted to mirror images. What the convolutions
+# would do without the perceptrons was not tried, nor single parts of the network. Not studied: pile-up,
 # endcaps, other momenta. The position map and the profiles rely on images that are centred on the seed crystal. A few
 # images of the official files are empty; they get the score of an empty image and count as what they are labelled.
 #
 # **References.** K. He et al., *Deep residual learning*, arXiv:1512.03385. M. Andrews et al., *End-to-end jet
 # classification of quarks and gluons with the CMS open data*, arXiv:1902.08276. L. Smith, N. Topin,
-# *Super-convergence*, arXiv:1708.07120. G. Grindhammer, S. Peters, *The parameterized simulation of electromagnetic
-# showers*, arXiv:hep-ex/0001020.
+# *Super-convergence*, arXiv:1708.07120. Y. Gorishniy et al., *TabM*, arXiv:2410.24210.
