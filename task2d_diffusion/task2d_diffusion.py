@@ -127,6 +127,7 @@ class Config:
     made: int  # generated jets of a training: half fit a judge, a tenth stops it
     rounds: int = 8  # looks at the validation jets in a training
     batch: int = 32
+    long_batch: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
     passes: int = 12  # of stage one
     judge_passes: int = 6  # of a network that judges
@@ -139,10 +140,10 @@ class Config:
 
 # %%
 CONFIGS = {
-    "smoke": Config(64, 32, 32, 40, 2, 16, (0, 1), 1, 1, (1.0,), 20, 20, 4, 20),
-    "quick": Config(2_000, 400, 100, 120, 4, 32, (0, 1), 4, 2, (1.0,), 300, 60, 100, 200),
+    "smoke": Config(64, 32, 32, 40, 2, 16, 16, (0, 1), 1, 1, (1.0,), 20, 20, 4, 20),
+    "quick": Config(2_000, 400, 100, 120, 4, 32, 32, (0, 1), 4, 2, (1.0,), 300, 60, 100, 200),
     "standard": Config(300_000, 28_000, 16_000, 2_400),
-    "full": Config(12_000_000, 1_500_000, 100_000, 20_000, 20, 256, (0, 1, 2), 60, 20),
+    "full": Config(4_000_000, 150_000, 60_000, 3_000, 10, 64, 256, passes=30),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
 run = start_run("task2d_diffusion", PROFILE, DATA_SOURCE)
@@ -177,13 +178,22 @@ print(", ".join(f"{part}: {len(rows):,} jets" for part, rows in parts))
 
 # %%
 CHANNELS = ("track $p_T$", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3")
+
+
+def observed(images: SparseImages, rows: np.ndarray) -> Sample:
+    """Towers and observables of many jets."""
+    parts = [(images, part) for part in jet_towers.in_parts(rows, 1000)]
+    return joined(side_by_side(jet_samples.of_images, parts))
+
+
+# %%
 n_made = CONFIG.made
 wanted_rows = splits.train[: n_made + n_made // 2]  # real jets that judges learn from, and more
 wanted = {"train": wanted_rows, "validation": splits.validation, "test": splits.test[: 2 * n_made]}
-real = {name: jet_samples.of_images(jets, rows) for name, rows in wanted.items()}
+real = {name: observed(jets, rows) for name, rows in wanted.items()}
 real["calibration"] = real["validation"].rows(slice(n_made // 10, None))  # no judge stops on them
 if fresh:
-    real["independent"] = jet_samples.of_images(fresh, np.arange(min(len(fresh), 2 * n_made)))
+    real["independent"] = observed(fresh, np.arange(min(len(fresh), 2 * n_made)))
 print("impossible:", {name: int(s.impossible().any(axis=1).sum()) for name, s in real.items()})
 
 # %% [markdown]
@@ -226,19 +236,30 @@ class Batch(NamedTuple):
     condition: Tensor
 
 
+def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of a tensor's shape, drawn where the generator is."""
+    device = generator.device if generator else like.device
+    return torch.randn(like.shape, generator=generator, device=device).to(like)
+
+
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """The same, between 0 and 1."""
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like)
+
+
 def batch_of(
     rows: np.ndarray, generator: torch.Generator | None = None, with_images: bool = True
 ) -> Batch:
     """Some jets with fresh noise and, with a generator, mirrored: a symmetry of beam and field."""
     if not with_images:  # stage one needs none
         return Batch(*(conditions[rows].to(DEVICE),) * 3)
-    x = encoded.dense(rows)
+    x = encoded.dense(rows, DEVICE)  # sparse until here
     for axis in (2, 3) if generator else ():
-        chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+        chosen = uniform(x[:, :1, :1, :1], generator) < 0.5
         x = torch.where(chosen, x.flip(axis), x)
-    noise = torch.randn(x.shape, generator=generator) * EMPTY_WIDTH
+    noise = normal(x, generator) * EMPTY_WIDTH
     v = torch.where(x > 0, x, noise) + EMPTY
-    return Batch(v.to(DEVICE), (x > 0).float().to(DEVICE), conditions[rows].to(DEVICE))
+    return Batch(v, (x > 0).float(), conditions[rows].to(DEVICE))
 
 
 # %% [markdown]
@@ -407,11 +428,12 @@ def of_channels(sigma: Tensor) -> Tensor:
 def drawn_levels(n: int, weighting: str, grouped: bool, generator: torch.Generator) -> Tensor:
     """Levels (n, 3): log-normal; none, one or two of the first groups are clean (0)."""
     mean, spread = WEIGHTINGS[weighting]
-    sigma = (mean + spread * torch.randn(n, N_GROUPS, generator=generator)).exp()
-    clean = torch.randint(N_GROUPS, (n, 1), generator=generator)
+    where = {"generator": generator, "device": generator.device}
+    sigma = (mean + spread * torch.randn(n, N_GROUPS, **where)).exp()
+    clean = torch.randint(N_GROUPS, (n, 1), **where)
     if not grouped:
         return sigma[:, :1].expand(-1, N_GROUPS)
-    return sigma * (torch.arange(N_GROUPS) >= clean)
+    return sigma * (torch.arange(N_GROUPS, device=clean.device) >= clean)
 
 
 # %%
@@ -437,7 +459,7 @@ def denoising_loss(model: Denoiser, batch: Batch, generator: torch.Generator) ->
     v, _, condition = batch
     sigma = drawn_levels(len(v), model.weighting, model.grouped, generator).to(v)
     s = of_channels(sigma)
-    noise = torch.randn(v.shape, generator=generator).to(v)
+    noise = normal(v, generator)
     both = (s + SIGMA_DATA).square() if model.weighting == "flow" else s.square() + SIGMA_DATA**2
     weight = (s > 0) * both / (s.clamp(min=1e-3) * SIGMA_DATA).square()
     return (weight * (model(v + s * noise, sigma, condition) - v).square()).mean()
@@ -540,7 +562,7 @@ def vae_loss(model: VAE, batch: Batch, generator: torch.Generator) -> Tensor:
     """Hurdle loss + beta KL per tower; ``free_bits`` nats of each latent number cost nothing."""
     v, hit, condition = batch
     mean, log_variance = model.encode(v, condition)
-    noise = torch.randn(mean.shape, generator=generator).to(v)
+    noise = normal(mean, generator)
     decoded = model.decode(mean + noise * (log_variance / 2).exp(), condition)
     kl = kl_divergence(mean, log_variance).mean(0).clamp(min=model.free_bits).sum()
     return hurdle_loss(decoded, v, hit) + model.beta * kl / v[0].numel()
@@ -549,13 +571,12 @@ def vae_loss(model: VAE, batch: Batch, generator: torch.Generator) -> Tensor:
 # %%
 def logistic(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise whose sum with log-odds is positive with the probability that they mean."""
-    return torch.rand(like.shape, generator=generator).clamp(1e-6, 1 - 1e-6).logit().to(like)
+    return uniform(like, generator).clamp(1e-6, 1 - 1e-6).logit()
 
 
 def noise_like(condition: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise (B, 8, 25, 25) for conditions (B, 27)."""
-    shape = len(condition), N_CHANNELS, GRID, GRID
-    return torch.randn(shape, generator=generator).to(condition)
+    return normal(condition.new_empty(len(condition), N_CHANNELS, GRID, GRID), generator)
 
 
 # %%
@@ -574,14 +595,14 @@ class Adversaries(nn.Module):
         shift, move = self.network(noise, levels, condition).chunk(2, 1)
         order = self.prior.log_odds(condition) + shift
         order = order + logistic(order, generator)
-        move = move + torch.randn(move.shape, generator=generator).to(move)
+        move = move + normal(move, generator)
         return self.prior.mean + self.prior.width * move, order
 
     def as_v(self, value: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
         """Jets as the critic sees them; gradients pass the decision as if it were a sigmoid."""
         soft = (2 * order).sigmoid()
         hit = soft + ((order > 0).float() - soft).detach()
-        empty = EMPTY + EMPTY_WIDTH * torch.randn(value.shape, generator=generator).to(value)
+        empty = EMPTY + EMPTY_WIDTH * normal(value, generator)
         return hit * value + (1 - hit) * empty
 
 
@@ -734,12 +755,18 @@ class Job(NamedTuple):
     def name(self) -> str:
         return re.sub(r"[^\w.]+", "-", "-".join(map(str, self)))
 
+    @property
+    def batch(self) -> int:
+        """Jets per step."""
+        return CONFIG.long_batch if self.jets == CONFIG.long else CONFIG.batch
+
 
 # %%
 @torch.no_grad()
 def validation_loss(job: Job, model: nn.Module) -> float:
     """Loss on at most 1,000 validation jets, with the same noise every time."""
-    generator, total, rows = torch_generator(0, 10**6), 0.0, splits.validation[:1000]
+    generator = torch_generator(0, 10**6, DEVICE)
+    total, rows = 0.0, splits.validation[:1000]
     _, loss = NETWORKS[job.arm]
     for part in jet_towers.in_parts(rows, 100):
         batch = batch_of(part, with_images=job.arm != "totals")
@@ -754,8 +781,8 @@ def train(job: Job) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     accelerator, model, gan = make_accelerator(), build(job.arm, job.options), job.arm == "gan"
     rounds = CONFIG.passes if job.arm == "totals" else CONFIG.rounds
     order = np.random.default_rng(job.seed).permutation(splits.train)
-    chunks = np.array_split(np.resize(order, max(job.jets, rounds * CONFIG.batch)), rounds)
-    steps = sum(len(c) // (CONFIG.batch * accelerator.num_processes) for c in chunks)
+    chunks = np.array_split(np.resize(order, max(job.jets, rounds * job.batch)), rounds)
+    steps = sum(len(c) // (job.batch * accelerator.num_processes) for c in chunks)
     rate, betas = (5e-4, (0.0, 0.99)) if gan else (2e-3, (0.9, 0.99))
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=1e-3, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -766,15 +793,16 @@ def train(job: Job) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
         accelerator, ema_decay=0.998, higher_is_better=False,
     )  # fmt: skip
     for number in fit.epochs(rounds):
-        generator, total = torch_generator(job.seed, number), 0.0
-        for rows in fit.batches(chunks[number], CONFIG.batch, job.seed):
+        generator = torch_generator(job.seed, number, fit.device)
+        total = torch.zeros((), device=fit.device)
+        for rows in fit.batches(chunks[number], job.batch, job.seed):
             batch = batch_of(rows, generator, with_images=job.arm != "totals")
             loss = fit.network(batch, generator)
             fit.backward(loss)
             fit.step()
-            total += loss.item()
+            total += loss.detach()
         score = -number if gan else validation_loss(job, fit.averaged.network)
-        fit.record(score, train=total * CONFIG.batch / len(chunks[number]))
+        fit.record(score, train=total.item() * job.batch / len(chunks[number]))
     return pd.DataFrame(fit.history), {k: v.cpu().numpy() for k, v in model.state_dict().items()}
 
 
@@ -876,7 +904,7 @@ def drawn(model: nn.Module, condition: Tensor, generator: torch.Generator) -> tu
         return v, v
     if isinstance(model, Adversaries):
         return model.made(condition, generator)
-    latent = torch.randn(len(condition), LATENT, generator=generator).to(condition)
+    latent = normal(condition.new_empty(len(condition), LATENT), generator)
     log_odds, mean, log_width = model.decode(latent, condition)
     return mean + log_width.exp() * noise, log_odds + logistic(log_odds, generator)
 
@@ -1233,7 +1261,7 @@ def biases_of(job: Job) -> dict[str, tuple[float, float]]:
     """Active latent numbers (arXiv:1509.00519), complex jets, small-scale power; with errors."""
     model, generator = restored(job), torch_generator(job.seed, 3)
     v, _, condition = batch_of(splits.validation[:500])
-    latent = torch.randn(len(v), LATENT, generator=generator).to(v)
+    latent = normal(v.new_empty(len(v), LATENT), generator)
     log_odds = model.decode(latent, condition)[0].cpu()
     hits = (log_odds + logistic(log_odds, generator) > 0).float().numpy()
     mean, posterior = log_odds.sigmoid().numpy(), model.encode(v, condition)
