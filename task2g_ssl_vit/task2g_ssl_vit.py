@@ -210,33 +210,43 @@ LARGEST = 255.0
 
 # %%
 @kernel
-def fill_towers(offsets, index, value, noise, of_cells, moves, width, dropout, out):
+def kept_factor(rng, width, dropout):
+    """What a view multiplies a measurement by: 0 if it is lost."""
+    if dropout > 0 and rng.random() < dropout:
+        return 0.0
+    return max(0.0, 1 + width * rng.standard_normal()) if width > 0 else 1.0
+
+
+@kernel
+def fill_towers(offsets, index, value, rng, moves, width, dropout, out):
     """Add the hits of one view of each jet to ``out`` (B, 19, 19, 8, 5), which is zero at first."""
+    of_cells = np.empty((SIDE // TOWER, SIDE // TOWER))  # 25 pixels of the HCAL, one measurement
     for jet in range(len(moves)):
+        of_cells[:] = -1
         for hit in range(offsets[jet], offsets[jet + 1]):
             channel, pixel = divmod(int(index[hit]), SIDE * SIDE)
             row, column = divmod(pixel, SIDE)
-            lost, smeared = noise[0, hit], noise[1, hit]
-            if channel == HCAL:  # 25 pixels, one measurement
-                lost = of_cells[0, jet, row // TOWER, column // TOWER]
-                smeared = of_cells[1, jet, row // TOWER, column // TOWER]
-            v = value[hit] / LARGEST * max(0.0, 1 + width[channel] * smeared)
+            factor = of_cells[row // TOWER, column // TOWER] if channel == HCAL else -1.0
+            if factor < 0:
+                factor = kept_factor(rng, width[channel], dropout)
+                if channel == HCAL:
+                    of_cells[row // TOWER, column // TOWER] = factor
             if moves[jet, 0]:
                 row = SIDE - 1 - row
             if moves[jet, 1]:
                 column = SIDE - 1 - column
             row += moves[jet, 2] - BORDER
             column += moves[jet, 3] - BORDER
-            outside = row < 0 or column < 0 or row >= GRID * TOWER or column >= GRID * TOWER
-            if v <= 0 or outside or lost < dropout:
+            v = value[hit] / LARGEST * factor
+            if v <= 0 or row < 0 or column < 0 or row >= GRID * TOWER or column >= GRID * TOWER:
                 continue
             weight = 1 / (1 - dropout)  # sums keep their mean
-            tower = out[jet, row // TOWER, column // TOWER, channel]
-            tower[0] += weight * v
-            tower[1] += weight
-            tower[2] += weight * v * (row % TOWER - TOWER // 2) / 2
-            tower[3] += weight * v * (column % TOWER - TOWER // 2) / 2
-            tower[4] += weight * v * v
+            (y, dy), (x, dx), w = divmod(row, TOWER), divmod(column, TOWER), weight * v
+            out[jet, y, x, channel, 0] += w
+            out[jet, y, x, channel, 1] += weight
+            out[jet, y, x, channel, 2] += w * (dy - TOWER // 2) / 2
+            out[jet, y, x, channel, 3] += w * (dx - TOWER // 2) / 2
+            out[jet, y, x, channel, 4] += w * v
 
 
 # %% [markdown]
@@ -282,19 +292,12 @@ def towers_of(
     """Towers (B, 19, 19, 40) of one random view of each jet: channel by channel, its five sums."""
     rng = rng or np.random.default_rng(0)
     offsets, index, value = sample.events(rows)
-
-    def noise(*shape: int) -> np.ndarray:
-        if views == AS_IT_IS:
-            return np.zeros((2, *shape), np.float32)
-        return np.stack([rng.random(shape, np.float32), rng.standard_normal(shape, np.float32)])
-
     flips = rng.integers(2, size=(len(rows), 2)) * views.flips
     shifts = rng.integers(-views.shift, views.shift + 1, (len(rows), 2)) * TOWER
     out = np.zeros((len(rows), GRID, GRID, N_CHANNELS, SUMS), np.float32)
-    cells = noise(len(rows), SIDE // TOWER, SIDE // TOWER)
     width = np.float32(views.smearing) * SMEARING
     moves = np.concatenate([flips, shifts], 1)
-    fill_towers(offsets, index, value, noise(len(index)), cells, moves, width, views.dropout, out)
+    fill_towers(offsets, index, value, rng, moves, width, views.dropout, out)
     return torch.from_numpy(out).flatten(3)  # (B, 19, 19, 8, 5) -> (B, 19, 19, 40)
 
 
