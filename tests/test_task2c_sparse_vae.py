@@ -392,9 +392,9 @@ def front(notebook):
     """Points of three families with made-up costs and validation AUCs."""
     of = {  # point -> FLOPs, validation AUC
         ("one-shot", 0.0): (100, 0.950), ("one-shot", 0.6): (20, 0.949),
-        ("one-shot", 0.9): (2, 0.93), ("from scratch", 0.6): (20, 0.94),
+        ("one-shot", 0.9): (2, 0.93), ("one-shot, distilled", 0.6): (20, 0.948),
         ("from scratch, distilled", 0.6): (20, 0.945),
-        ("from scratch", 0.9): (2, 0.92), ("sparse, distilled", 0.0): (15, 0.947),
+        ("one-shot, distilled", 0.9): (2, 0.92), ("sparse, distilled", 0.0): (15, 0.947),
         ("sparse, distilled", 0.9): (2, 0.93), ("sparse, distilled", 0.1): (500, 0.9),
     }  # fmt: skip
     notebook.points = dict.fromkeys(of)
@@ -410,12 +410,12 @@ def test_the_knee_is_the_cheapest_point_within_what_is_allowed(front):
 
 
 def test_the_rival_of_a_sparse_network_is_the_cheapest_that_costs_no_less(front):
-    assert front.rival_of(("sparse, distilled", 0.0)) == ("one-shot", 0.6)
-    front.validation["one-shot", 0.6] = 0.9
+    assert front.rival_of(("sparse, distilled", 0.0)) == ("one-shot, distilled", 0.6)
+    front.validation["one-shot, distilled", 0.6] = 0.9
     assert front.rival_of(("sparse, distilled", 0.0)) == ("from scratch, distilled", 0.6)
     assert front.dearer_by(("sparse, distilled", 0.0)) == 20 / 15
     front.costs["sparse, distilled", 0.9]["flops"] = 0.5  # less than any dense network
-    assert front.rival_of(("sparse, distilled", 0.9)) == ("one-shot", 0.9)
+    assert front.rival_of(("sparse, distilled", 0.9)) == ("one-shot, distilled", 0.9)
     assert front.dearer_by(("sparse, distilled", 0.9)) == 4
     assert front.rival_of(("sparse, distilled", 0.1)) is None
     assert front.dearer_by(("sparse, distilled", 0.1)) == np.inf
