@@ -13,8 +13,10 @@ from task2d_diffusion.towers import (
     D0,
     DZ,
     GRID,
+    HCAL,
     N_CHANNELS,
     THRESHOLD,
+    TOP,
     TRACK,
     Towers,
     ranks,
@@ -105,6 +107,8 @@ class Codec:
         numbers = [q.inverse(z) for q, z in zip(self.summary, condition.T, strict=True)]
         total, count, top, largest = np.split(np.stack(numbers, 1), N_CHANNELS * np.arange(1, 4), 1)
         largest = np.rint(largest).clip(min=1)
+        # A highest tower is a pixel of 255 at least; quantiles between that and none are not.
+        top[:, : HCAL + 1] = np.maximum(top[:, : HCAL + 1], TOP)
         top[:, COUNTED] = np.maximum(np.rint(top[:, COUNTED]), largest)
         v = v.reshape(len(v), N_CHANNELS, -1)  # (n, 8, 25, 25) -> (n, 8, 625)
         order = order.reshape(v.shape)

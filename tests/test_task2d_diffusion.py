@@ -151,6 +151,18 @@ def test_whatever_a_network_says_no_impossible_jet_comes_out(trained) -> None:
     assert not found.to_numpy().any()
 
 
+def test_nothing_lies_between_an_empty_channel_and_a_pixel_of_255(trained) -> None:
+    x = trained.part.x.copy()
+    x[::2, 3] = 0  # every other jet has no ECAL
+    half = codec.Codec(trained.part._replace(x=x))
+    condition = np.tile(np.linspace(-0.3, 0.3, 300, dtype=np.float32)[:, None], (1, N_SUMMARY))
+    v = torch.randn(300, 8, 25, 25, generator=torch_generator(2, 2)).numpy()
+    highest = half.decode(v, condition, v).x[:, 3].max((1, 2))
+    assert (highest == 0).any()
+    assert (highest >= 255).any()
+    assert ((highest == 0) | (highest > 254.99)).all()
+
+
 def test_values_are_scaled_to_the_sum_but_fixed_ones_stay() -> None:
     w = np.array([[1.0, 4.0, 2.0, 7.0], [1.0, 4.0, 2.0, 7.0]])
     active = np.array([[True, True, True, False]] * 2)
