@@ -275,7 +275,7 @@ def test_statistics_of_single_towers_are_counted_and_mirrored(notebook) -> None:
 # Networks, VAE, GAN, flow -------------------------------------------------------------------------
 
 
-def test_a_block_mixes_rows_and_columns_as_a_naive_loop_does(notebook) -> None:
+def test_a_block_mixes_rows_columns_and_neighbours_as_a_naive_loop_does(notebook) -> None:
     torch.manual_seed(0)
     block = notebook.Block(16, 4, heads=2)
     nn.init.zeros_(block.film.weight)
@@ -288,6 +288,10 @@ def test_a_block_mixes_rows_and_columns_as_a_naive_loop_does(notebook) -> None:
         for i in range(25):
             mixed[i, :, part] += (block.rows[head, i][:, None, None] * y[:, :, part]).sum(0)
             mixed[:, i, part] += (block.columns[head, i][None, :, None] * y[:, :, part]).sum(1)
+    around = nn.functional.pad(y, (0, 0, 2, 2, 2, 2))  # (29, 29, 16): two towers on each side
+    mixed = mixed + block.near.bias
+    for i, j in np.ndindex(5, 5):
+        mixed += around[i : i + 25, j : j + 25] * block.near.weight[:, 0, i, j]
     h = x[0] + mixed
     expected = h + block.down(nn.functional.silu(block.up(block.norm(h))))
     assert block(x, e)[0].detach().numpy() == pytest.approx(expected.detach().numpy(), abs=1e-4)
