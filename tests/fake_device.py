@@ -91,6 +91,19 @@ def call(function, args: tuple, kwargs: dict) -> object:
     return tree_map(outer, found)
 
 
+class Generator(torch.Generator):
+    """Draws for a device, the fake one too."""
+
+    def __new__(cls, device: str | torch.device = "cpu") -> "Generator":
+        made = super().__new__(cls)
+        made.place = torch.device(device)
+        return made
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+
 class FakeAccelerator:
     """What the notebooks use of an Accelerator, on the fake device."""
 

@@ -11,7 +11,7 @@ import torch
 from e2e_utils import machine
 from e2e_utils import training as training_context
 from e2e_utils.paths import list_tasks
-from tests.fake_device import DEVICE, Constants, FakeAccelerator, FakeDevice
+from tests.fake_device import DEVICE, Constants, FakeAccelerator, FakeDevice, Generator
 from tests.trainings import TRAININGS
 
 
@@ -21,6 +21,7 @@ def fake_device(monkeypatch: pytest.MonkeyPatch):
     before = {task: sys.modules.pop(task, None) for task in list_tasks()}
     monkeypatch.setattr(machine, "pick_device", lambda: DEVICE)
     monkeypatch.setattr(machine, "make_accelerator", lambda *_, **__: FakeAccelerator())
+    monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # which forbids to swap parameters
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     optimizer = importlib.import_module("torch.optim.optimizer")  # for AdamW(fused=True)
