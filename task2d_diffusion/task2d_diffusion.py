@@ -50,9 +50,10 @@ _ = display("Real and generated jets are shown here when the run ends.", display
 # <!-- after standard -->
 # **The idea.** Most of a jet image is empty, and its sums span decades: a diffusion model is good at neither. So the work is
 # divided. A small normalising flow draws what a physicist would histogram first: sum, occupancy and highest tower of each
-# channel. The diffusion model draws *where* everything lies. What no real jet can have is excluded by construction. Before a classifier may say that generated jets look real, it has to find
-# defects that we planted in real ones. The table above gives the AUC with which such judges tell generated jets from real
-# ones; the long training is the headline, VAE and GAN have the compute of the short ones.
+# channel. The diffusion model draws *where* everything lies. What no real jet can have is excluded by construction. Before a
+# classifier may say that generated jets look real, it has to find defects that we planted in real ones. The table above gives the
+# AUC with which such judges tell generated jets from real ones; the long training is the headline, VAE and GAN have the compute
+# of the short ones.
 
 # %% [markdown]
 # ## 1. Set-up
