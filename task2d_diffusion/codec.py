@@ -1,13 +1,14 @@
 """Jets in towers as numbers that generators can make, and the way back.
 
 27 numbers per jet (`summaries`) as normal scores, and one number v per tower and channel: empty
-towers lie about EMPTY, active ones about HIT, two clouds that hardly touch.
+towers lie about EMPTY, active ones about HIT, the highest of each channel about HIGHEST: three
+clouds that do not touch.
 """
 
 import numpy as np
 import torch
 
-from task2d_diffusion.normal_scores import Quantiles, stretched, unstretched
+from task2d_diffusion.normal_scores import Quantiles
 from task2d_diffusion.towers import (
     COUNTED,
     D0,
@@ -23,8 +24,11 @@ from task2d_diffusion.towers import (
     units_of,
 )
 
-HIT, EMPTY = 1.0, -1.0  # centres of the two clouds
-HIT_WIDTH, EMPTY_WIDTH = 1 / 3, 0.25
+EMPTY, HIT, HIGHEST = -1.0, 1.0, 3.0  # centres of the three clouds
+HIT_WIDTH, OTHER_WIDTH = 0.3, 0.25  # of active towers; of empty and of highest ones
+BORDER = (HIT + HIGHEST) / 2
+FARTHEST = 3.5  # widths that a highest tower lies from its centre at most: none crosses the border
+COUNTS = slice(N_CHANNELS, 2 * N_CHANNELS)  # of the summaries: numbers of active towers
 N_SUMMARY = 3 * N_CHANNELS + len(COUNTED)
 
 
@@ -36,6 +40,13 @@ def summaries(part: Towers) -> np.ndarray:
     w = part.x / units_of(part.largest)
     active = (part.x > THRESHOLD).sum((2, 3))
     return np.concatenate([w.sum((2, 3)), active, w.max((2, 3)), part.largest], 1)
+
+
+def is_highest(w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where each channel has its highest tower, one of them where several are; (n, 8, 25, 25)."""
+    highest = w.max((2, 3), keepdims=True)
+    lot = rng.random(w.shape) * ((w == highest) & (highest > 0))
+    return (lot > 0) & (lot == lot.max((2, 3), keepdims=True))
 
 
 def rescaled(w: np.ndarray, active: np.ndarray, fixed: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -58,7 +69,7 @@ def filled(
     Their sum and their highest value (n,) are given.
     """
     first = ranks(np.where(chosen, v, -np.inf)) == 0
-    w = quantiles.inverse(unstretched((v - HIT) / HIT_WIDTH))
+    w = quantiles.inverse((v - HIT) / HIT_WIDTH)
     fixed = w <= 1 if c in COUNTED else np.isin(w, quantiles.atoms())
     w = rescaled(np.minimum(w, top[:, None]), chosen & ~first, fixed, total - top)
     w = np.rint(w).clip(min=1) if c in COUNTED else np.maximum(w, 2 * THRESHOLD)
@@ -69,7 +80,8 @@ class Codec:
     """Between towers and the numbers that the generators see; fitted on training jets."""
 
     def __init__(self, part: Towers) -> None:
-        w, active = self.own_units(part), part.x > THRESHOLD
+        w, rng = self.own_units(part), np.random.default_rng(0)
+        active = (part.x > THRESHOLD) & ~is_highest(w, rng)
         self.value = [Quantiles(w[:, c][active[:, c]]) for c in range(N_CHANNELS)]
         self.summary = [Quantiles(column) for column in summaries(part).T]
 
@@ -91,11 +103,15 @@ class Codec:
 
     def encode(self, part: Towers, rng: np.random.Generator) -> np.ndarray:
         """v - EMPTY of active towers, 0 of empty ones, sparse still: (n, 8, 25, 25)."""
-        w, active = self.own_units(part), part.x > THRESHOLD
+        w = self.own_units(part)
+        highest = is_highest(w, rng)
+        active = (part.x > THRESHOLD) & ~highest
         v = np.zeros(w.shape, np.float32)
         for c, quantiles in enumerate(self.value):
             z = quantiles.forward(w[:, c][active[:, c]], rng)
-            v[:, c][active[:, c]] = HIT - EMPTY + HIT_WIDTH * stretched(z)
+            v[:, c][active[:, c]] = HIT - EMPTY + HIT_WIDTH * z
+        noise = rng.standard_normal(highest.sum()).clip(-FARTHEST, FARTHEST)
+        v[highest] = HIGHEST - EMPTY + OTHER_WIDTH * noise
         return v
 
     def decode(self, v: np.ndarray, condition: np.ndarray, order: np.ndarray) -> Towers:

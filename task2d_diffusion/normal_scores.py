@@ -35,14 +35,3 @@ class Quantiles:
         """Values that ``least`` knots or more share."""
         value, count = np.unique(self.table, return_counts=True)
         return value[count >= least]
-
-
-def stretched(z: np.ndarray) -> np.ndarray:
-    """g(z) of normal scores: their tail above 1 grows with the square."""
-    return z + np.maximum(z - 1, 0) ** 2
-
-
-def unstretched(g: np.ndarray) -> np.ndarray:
-    """The inverse of `stretched`."""
-    t = np.maximum(g - 1, 0)
-    return np.where(g > 1, 1 + 2 * t / (1 + np.sqrt(1 + 4 * t)), g)

@@ -94,10 +94,20 @@ from e2e_utils.training import Training
 from task2d_diffusion import judges, toy, two_samples
 from task2d_diffusion import samples as jet_samples
 from task2d_diffusion import towers as jet_towers
-from task2d_diffusion.codec import EMPTY, EMPTY_WIDTH, HIT, HIT_WIDTH, N_SUMMARY, Codec
+from task2d_diffusion.codec import (
+    BORDER,
+    COUNTS,
+    EMPTY,
+    HIGHEST,
+    HIT,
+    HIT_WIDTH,
+    N_SUMMARY,
+    OTHER_WIDTH,
+    Codec,
+)
 from task2d_diffusion.copies import CopyTest, memorised
 from task2d_diffusion.judges import compared, grown_trees, interval
-from task2d_diffusion.normal_scores import MOST
+from task2d_diffusion.normal_scores import KNOTS, MOST
 from task2d_diffusion.observables import small_scale_power
 from task2d_diffusion.pixels import TowerLibrary, planted_in, shuffled
 from task2d_diffusion.planted_defects import DEFECTS
@@ -207,9 +217,9 @@ print("impossible:", {name: int(s.impossible().any(axis=1).sum()) for name, s in
 # becomes an interval. The inverse $w=F^{-1}(\Phi(z))$ gives the atom back.
 #
 # **Stage two** (`task2d_diffusion/codec.py`) has one number $v$ per tower and channel: $-1+0.25\,\epsilon$ for an empty
-# tower, with normal $\epsilon$, and $1+g(z)/3$ for an active one. These are two clouds that hardly touch, each with noise of
-# its own, so no network has to make a point mass. $g(z)=z$ up to 1 and $z+(z-1)^2$ above spreads the highest towers, which
-# carry most of the energy.
+# tower, with normal $\epsilon$, $1+0.3\,z$ for an active one, and $3+0.25\,\epsilon$ for the channel's highest, whose value
+# stage one knows. These are three clouds that do not touch, each with noise of its own, so no network has to make a point
+# mass, and *which* tower is the highest, in several channels the same one, stands out of the noise before anything else.
 #
 # **Back to a jet.** Of each channel the $n_c$ towers that rank highest are active, with $n_c$ from stage one; *dz and d0 rank
 # within the towers that have a track*. The first gets stage one's highest value, the others are scaled to what the sum leaves
@@ -229,11 +239,12 @@ encoded, conditions = concatenate(encoded), torch.from_numpy(np.concatenate(scor
 
 # %%
 class Batch(NamedTuple):
-    """What a loss takes: v (B, 8, 25, 25), which towers are active, conditions (B, 27)."""
+    """What a loss takes: v, which towers are active or the highest (B, 8, 25, 25), conditions."""
 
     v: Tensor
     hit: Tensor
-    condition: Tensor
+    highest: Tensor
+    condition: Tensor  # (B, 27)
 
 
 def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -252,14 +263,14 @@ def batch_of(
 ) -> Batch:
     """Some jets with fresh noise and, with a generator, mirrored: a symmetry of beam and field."""
     if not with_images:  # stage one needs none
-        return Batch(*(conditions[rows].to(DEVICE),) * 3)
+        return Batch(*(conditions[rows].to(DEVICE),) * 4)
     x = encoded.dense(rows, DEVICE)  # sparse until here
     for axis in (2, 3) if generator else ():
         chosen = uniform(x[:, :1, :1, :1], generator) < 0.5
         x = torch.where(chosen, x.flip(axis), x)
-    noise = normal(x, generator) * EMPTY_WIDTH
+    noise = normal(x, generator) * OTHER_WIDTH
     v = torch.where(x > 0, x, noise) + EMPTY
-    return Batch(v, (x > 0).float(), conditions[rows].to(DEVICE))
+    return Batch(v, (x > 0).float(), (v > BORDER).float(), conditions[rows].to(DEVICE))
 
 
 # %% [markdown]
@@ -356,56 +367,108 @@ class Pooled(TowerNetwork):
 
 
 # %% [markdown]
-# **What single towers say is counted, not learned.** The chance of a hit and the mean and width of a hit's $v$ differ from
-# tower to tower with the distance to the axis. Training jets give them, mirrored, without a gradient step, and every
-# generator starts there: *untrained, each of them draws independent towers*. What training adds is relations. Every network
-# answers with the same two maps, a shift $\Delta$ of the log-odds of a hit and a move $\delta$ of its value.
+# **What single towers say is counted, not learned.** The chance of a hit, the mean and width of a hit's $v$, and the chance to be
+# the highest differ from tower to tower with the distance to the axis. Training jets give them, mirrored, without a gradient
+# step, and every generator starts there: *untrained, each of them draws independent towers*. What training adds is relations.
+# Every network answers with the same three maps for each channel: a shift of the log-odds of a hit, a move of its value, and a
+# shift of the log-chance to be the highest.
 
 
 # %%
 class TowerPrior(nn.Module):
-    """Chance of a hit, mean and width of a hit's v of each tower: (8, 25, 25) each."""
+    """What single towers say, (8, 25, 25) each, and quantiles of the numbers of hits, (8, 513)."""
 
     def __init__(self) -> None:
         super().__init__()
         shape = N_CHANNELS, GRID, GRID
-        self.register_buffer("logit", torch.zeros(shape))
-        self.register_buffer("mean", torch.full(shape, HIT))
-        self.register_buffer("width", torch.full(shape, HIT_WIDTH))
+        for name, value in (("logit", 0), ("mean", HIT), ("width", HIT_WIDTH), ("first", 0)):
+            self.register_buffer(name, torch.full(shape, float(value)))
+        self.register_buffer("table", torch.zeros(N_CHANNELS, KNOTS + 1))
         self.lift = nn.Linear(N_SUMMARY, N_CHANNELS)  # more hits or fewer, by stage one's numbers
         nn.init.zeros_(self.lift.weight)
         nn.init.zeros_(self.lift.bias)
 
-    def count(self, encoded: Tensor) -> None:
-        """Set the buffers from jets (n, 8, 25, 25), which are v - EMPTY where a tower is active."""
-        found = jet_towers.single_towers(encoded, HIT_WIDTH, EMPTY)
-        for buffer, values in zip((self.logit, self.mean, self.width), found, strict=True):
-            buffer.copy_(values)
+    def count(self, batch: Batch, table: Tensor) -> None:
+        """Set the buffers from jets and from the codec's table of summaries (27, 513)."""
+        found = jet_towers.single_towers(batch.v, batch.hit.bool(), batch.highest.bool(), HIT_WIDTH)
+        for name, values in found._asdict().items():
+            getattr(self, name).copy_(values)
+        self.table.copy_(table[COUNTS])
+
+    def counts(self, condition: Tensor) -> Tensor:
+        """Numbers of active towers (B, 8) that stage one means."""
+        place = torch.special.ndtr(condition[:, COUNTS]) * KNOTS
+        low = place.floor().long().clamp(max=KNOTS - 1)
+        each = torch.arange(N_CHANNELS, device=low.device)
+        ends = self.table[each, low], self.table[each, low + 1]
+        return torch.lerp(*ends, place - low).round()
 
     def log_odds(self, condition: Tensor) -> Tensor:
         """Of a hit, (B, 8, 25, 25)."""
         return self.logit + self.lift(condition)[:, :, None, None]
 
-    def posterior_mean(self, x: Tensor, s: Tensor, log_odds: Tensor, move: Tensor) -> Tensor:
-        """E[v | x], x = v + noise of level s (B, 8, 1, 1); ``move`` counts widths of a hit."""
-        hit_variance, empty_variance = self.width.square() + s.square(), EMPTY_WIDTH**2 + s.square()
-        from_hit, from_empty = x - self.mean, x - EMPTY
-        evidence = from_empty.square() / empty_variance - from_hit.square() / hit_variance
-        evidence = (evidence + (empty_variance / hit_variance).log()) / 2
-        hit = self.mean + from_hit * self.width.square() / hit_variance
-        hit = hit + move * self.width * s / hit_variance.sqrt()
-        empty = EMPTY + from_empty * EMPTY_WIDTH**2 / empty_variance
-        return empty + (log_odds + evidence).sigmoid() * (hit - empty)
-
 
 # %% [markdown]
 # ### Diffusion
 # Data $v$ with noise of level $\sigma$, $x=v+\sigma\epsilon$; the best denoiser is the posterior mean $D=\mathrm E[v|x]$ (EDM, Karras et
-# al., arXiv:2206.00364). Of a single tower $v$ is a mixture of two normal clouds, so Bayes' theorem gives $D$ in closed form,
-# $$D=(1-r)\,m_0+r\,(m_1+g\,\delta),\qquad \ln\frac{r}{1-r}=\ell+\Delta+\ln\frac{\mathcal N(x;\mu,w^2+\sigma^2)}{\mathcal N(x;-1,w_0^2+\sigma^2)},$$
-# with the tower's log-odds $\ell$, mean $\mu$, width $w$, the posterior means $m_0,m_1$ of both clouds and the posterior width
-# $g=w\sigma/\sqrt{w^2+\sigma^2}$. The network gives $\Delta$ and $\delta$ from all towers together.
-#
+# al., arXiv:2206.00364). Of a single tower $v$ is a mixture of three normal clouds, so Bayes' theorem gives $D$ in closed form,
+# $$D=p\,m_\top+(1-p)\left[r\,(m_1+g\,\delta)+(1-r)\,m_0\right],$$
+# with the posterior means of the clouds $m_0$, $m_1$, $m_\top$, a hit's posterior width $g$ and the network's move $\delta$. The two
+# chances obey **rules that hold exactly**. Each channel has one highest tower: of the towers' chances $p$ one softmax, of the
+# network's log-chance plus the evidence of $x$, makes a distribution. And an expectation of a known number is that number: the
+# chances of all towers of a channel add up to the $n$ hits that stage one knows, $\sum p+(1-p)\,r=n$. One multiplier per channel,
+# $$\ln\frac r{1-r}=\ell+\Delta+\lambda+\ln\frac{\mathcal N(x;\mu,w^2+\sigma^2)}{\mathcal N(x;-1,w_0^2+\sigma^2)},$$
+# sees to that at every noise level, in training and in the sampler. Without it the sampler drifts towards too many hits, and
+# what then has to be cut off again gives the jets away.
+
+
+# %%
+def log_normal(x: Tensor, mean: Tensor | float, variance: Tensor) -> Tensor:
+    """Logarithm of the normal density, but for a constant."""
+    return -((x - mean).square() / variance + variance.log()) / 2
+
+
+def with_sum(logit: Tensor, weight: Tensor, total: Tensor, steps: int = 6) -> Tensor:
+    """Chances sigmoid(logit + multiplier) (B, C, 25, 25) whose weighted sums are total (B, C).
+
+    Newton's steps without gradients, and a last one with them: its gradient is the exact one.
+    """
+
+    def step(shift: Tensor) -> Tensor:
+        chance = (logit + shift).sigmoid()
+        slope = (weight * chance * (1 - chance)).sum((2, 3), keepdim=True).detach()
+        missing = total[:, :, None, None] - (weight * chance).sum((2, 3), keepdim=True)
+        return shift + (missing / slope.clamp(min=0.1)).clamp(-1, 1)
+
+    shift = torch.zeros_like(total)[:, :, None, None]
+    with torch.no_grad():
+        for _ in range(steps):
+            shift = step(shift)
+    return (logit + step(shift).clamp(-4, 4)).sigmoid()
+
+
+def posterior_mean(
+    prior: TowerPrior, x: Tensor, s: Tensor, condition: Tensor, answer: Tensor
+) -> Tensor:
+    """E[v | x], x = v + noise of level s (B, 8, 1, 1), for a network's answer (B, 24, 25, 25)."""
+    shift, move, first = answer.chunk(3, 1)
+    hits = prior.counts(condition)
+    hit_variance, other_variance = prior.width.square() + s.square(), OTHER_WIDTH**2 + s.square()
+    empty = log_normal(x, EMPTY, other_variance)
+    odds = prior.log_odds(condition) + shift
+    evidence = odds + log_normal(x, prior.mean, hit_variance) - empty
+    highest = log_normal(x, HIGHEST, other_variance) - empty + softplus(odds) - softplus(evidence)
+    highest = (prior.first + first + highest).flatten(2).softmax(2).unflatten(2, (GRID, GRID))
+    highest = highest * (hits > 0)[:, :, None, None]
+    hit = with_sum(evidence, 1 - highest, (hits - 1).clamp(min=0.05))
+    means = [m + (x - m) * OTHER_WIDTH**2 / other_variance for m in (EMPTY, HIGHEST)]
+    mean = prior.mean + (x - prior.mean) * prior.width.square() / hit_variance
+    mean = mean + move * prior.width * s / hit_variance.sqrt()
+    rest = means[0] + hit * (mean - means[0])
+    return rest + highest * (means[1] - rest)
+
+
+# %% [markdown]
 # **One noise level, or one per group of channels?** All channels share a level. The alternative gives calorimeters, tracks and
 # pixel layers levels of their own, drawn independently in training; in two thirds of the jets the first group, or the first two,
 # are clean. One network then knows the conditional distributions with which the sampler can let the calorimeters lead, the tracks
@@ -447,20 +510,20 @@ class Denoiser(nn.Module):
     def __init__(self, weighting: str = "flow", grouped: bool = False) -> None:
         super().__init__()
         self.weighting, self.grouped = weighting, grouped
-        self.prior, self.network = TowerPrior(), TowerNetwork(2 * N_CHANNELS)
+        self.prior, self.network = TowerPrior(), TowerNetwork(3 * N_CHANNELS)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         s = of_channels(sigma)
         level = sigma.clamp(SIGMA_MIN, 5.0).log() / 4  # above 5 all is noise
         scaled = x * (s.square() + SIGMA_DATA**2).rsqrt()
-        shift, move = self.network(scaled, level, condition).chunk(2, 1)
-        return self.prior.posterior_mean(x, s, self.prior.log_odds(condition) + shift, move)
+        answer = self.network(scaled, level, condition)
+        return posterior_mean(self.prior, x, s, condition, answer)
 
 
 # %%
 def denoising_loss(model: Denoiser, batch: Batch, generator: torch.Generator) -> Tensor:
     """Weighted mean of (D - v)^2 over levels; channels that are clean do not count."""
-    v, _, condition = batch
+    v, condition = batch.v, batch.condition
     sigma = drawn_levels(len(v), model.weighting, model.grouped, generator).to(v)
     s = of_channels(sigma)
     noise = normal(v, generator)
@@ -506,12 +569,14 @@ def sample_diffusion(model: nn.Module, condition: Tensor, noise: Tensor, lag: in
 
 # %% [markdown]
 # ### GAN and VAE
-# **VAE.** 32 latent numbers $u$ per jet. The decoder gives a *hurdle* likelihood, which suits the variable: a Bernoulli
-# distribution for "hit", and a normal one of $v$ for hits alone; dz and d0 count only where a track is. Loss
-# $-\ln p(v|u)+\beta\,\mathrm{KL}$ per jet. Generated jets are drawn from the likelihood.
+# **VAE.** 32 latent numbers $u$ per jet. The decoder gives a *hurdle* likelihood, which suits the variable: a choice among the towers
+# for the highest, a Bernoulli distribution for "hit" of the others, and a normal one of $v$ for such hits; dz and d0 count only
+# where a track is. Loss $-\ln p(v|u)+\beta\,\mathrm{KL}$ per jet. Generated jets are drawn from the likelihood. The latent numbers
+# also reach the log-odds of all towers by one matrix, and start with a narrow posterior: a decoder that has to find its way to
+# them through the whole network learns to do without them first, and the posterior collapses at every $\beta$.
 #
-# **GAN.** The generator gets noise of the size of a jet, and draws hit and value as the VAE does; a straight-through estimate lets
-# gradients pass the draw. The critic sees $v$ and the conditions: non-saturating loss and $R_1$ penalty (arXiv:1801.04406) on an
+# **GAN.** The generator gets noise of the size of a jet, and draws highest tower, hit and value as the VAE does; a straight-through
+# estimate lets gradients pass the draws. The critic sees $v$ and the conditions: non-saturating loss and $R_1$ penalty (arXiv:1801.04406) on an
 # eighth of every batch. The spread of its features over the batch tells it when a batch is too uniform
 # (arXiv:1710.10196). The *plain* GAN has neither penalty nor spread. Section 8 asks what that does.
 
@@ -526,34 +591,51 @@ class VAE(nn.Module):
         super().__init__()
         self.beta, self.free_bits, self.alone = beta, free_bits, alone  # alone: no conditions
         self.prior, self.encoder = TowerPrior(), Pooled(2 * LATENT)
-        self.decoder = TowerNetwork(3 * N_CHANNELS, numbers=N_SUMMARY + LATENT)
+        self.decoder = TowerNetwork(4 * N_CHANNELS, numbers=N_SUMMARY + LATENT)
+        self.direct = nn.Linear(LATENT, N_CHANNELS * GRID**2, bias=False)
+        nn.init.normal_(self.direct.weight, std=0.02)
+        with torch.no_grad():
+            self.encoder.out.weight[:LATENT] *= 4
+            self.encoder.out.bias[LATENT:] = -4
 
     def encode(self, v: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (B, 32) each."""
         mean, log_variance = self.encoder(v, condition * (not self.alone)).chunk(2, 1)
         return mean, log_variance.clamp(-12, 6)
 
-    def decode(self, latent: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
-        """Log-odds of a hit, mean and log width of its v, (B, 8, 25, 25) each."""
+    def decode(self, latent: Tensor, condition: Tensor) -> "Likelihood":
+        """The distribution of a jet."""
         condition = condition * (not self.alone)
         empty = latent.new_zeros(len(latent), N_CHANNELS, GRID, GRID)
         numbers = torch.cat([condition, latent], 1)
         levels = latent.new_zeros(len(latent), N_GROUPS)
-        shift, move, wider = self.decoder(empty, levels, numbers).chunk(3, 1)
+        shift, move, wider, first = self.decoder(empty, levels, numbers).chunk(4, 1)
+        log_odds = self.prior.log_odds(condition) + shift + self.direct(latent).view_as(shift)
         mean = self.prior.mean + self.prior.width * move
         log_width = self.prior.width.log() + wider.clamp(-2, 2)
-        return self.prior.log_odds(condition) + shift, mean, log_width
+        return Likelihood(log_odds, mean, log_width, self.prior.first + first)
 
 
 # %%
-def hurdle_loss(decoded: tuple[Tensor, ...], v: Tensor, hit: Tensor) -> Tensor:
-    """-ln p of hits, and of v where there is one, per tower; dz and d0 are given the track."""
-    log_odds, mean, log_width = decoded
+class Likelihood(NamedTuple):
+    """Log-odds of a hit, mean and log width of its v, log-chance of the highest, (B, 8, 25, 25)."""
+
+    log_odds: Tensor
+    mean: Tensor
+    log_width: Tensor
+    first: Tensor
+
+
+def hurdle_loss(decoded: Likelihood, batch: Batch) -> Tensor:
+    """-ln p of the highest towers, of other hits and of their v; dz and d0 are given the track."""
+    v, hit, highest, _ = batch
     possible = torch.ones_like(hit)
     possible[:, DZ : D0 + 1] = hit[:, :1]
-    occupancy = possible * binary_cross_entropy_with_logits(log_odds, hit, reduction="none")
-    value = ((v - mean) / log_width.exp()).square() / 2 + log_width
-    return (occupancy + hit * value).mean()
+    chances = (decoded.first + (possible - 1) * 1e4).flatten(2).log_softmax(2).view_as(hit)
+    occupancy = binary_cross_entropy_with_logits(decoded.log_odds, hit, reduction="none")
+    value = ((v - decoded.mean) / decoded.log_width.exp()).square() / 2 + decoded.log_width
+    rest = 1 - highest
+    return (possible * rest * occupancy + hit * rest * value - highest * chances).mean()
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -564,18 +646,29 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 # %%
 def vae_loss(model: VAE, batch: Batch, generator: torch.Generator) -> Tensor:
     """Hurdle loss + beta KL per tower; ``free_bits`` nats of each latent number cost nothing."""
-    v, hit, condition = batch
-    mean, log_variance = model.encode(v, condition)
+    mean, log_variance = model.encode(batch.v, batch.condition)
     noise = normal(mean, generator)
-    decoded = model.decode(mean + noise * (log_variance / 2).exp(), condition)
+    decoded = model.decode(mean + noise * (log_variance / 2).exp(), batch.condition)
     kl = kl_divergence(mean, log_variance).mean(0).clamp(min=model.free_bits).sum()
-    return hurdle_loss(decoded, v, hit) + model.beta * kl / v[0].numel()
+    return hurdle_loss(decoded, batch) + model.beta * kl / batch.v[0].numel()
 
 
 # %%
 def logistic(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise whose sum with log-odds is positive with the probability that they mean."""
     return uniform(like, generator).clamp(1e-6, 1 - 1e-6).logit()
+
+
+def drawn_highest(first: Tensor, hits: Tensor, generator: torch.Generator) -> Tensor:
+    """One tower of each channel with hits (B, 8), drawn by log-chances; 0 and 1 of that shape.
+
+    Gradients pass the draw as if it were a softmax.
+    """
+    lot = -(-uniform(first, generator).clamp(1e-6, 1 - 1e-6).log()).log()
+    soft = (first + lot).flatten(2).softmax(2)  # (B, 8, 625)
+    hard = nn.functional.one_hot(soft.argmax(2), soft.shape[2]).to(soft)
+    chosen = (hard + soft - soft.detach()) * (hits > 0)[:, :, None]
+    return chosen.view_as(first)
 
 
 def noise_like(condition: Tensor, generator: torch.Generator) -> Tensor:
@@ -590,24 +683,28 @@ class Adversaries(nn.Module):
     def __init__(self, plain: bool = False) -> None:
         super().__init__()
         self.plain, self.prior = plain, TowerPrior()
-        self.network, self.critic = TowerNetwork(2 * N_CHANNELS), Pooled(1, spread=not plain)
+        self.network, self.critic = TowerNetwork(3 * N_CHANNELS), Pooled(1, spread=not plain)
 
-    def made(self, condition: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """v of hits, and what decides on a hit where it is positive; (B, 8, 25, 25) each."""
+    def made(self, condition: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """v of hits, what decides on one where it is positive, the highest; (B, 8, 25, 25) each."""
         noise = noise_like(condition, generator)
         levels = noise.new_zeros(len(noise), N_GROUPS)
-        shift, move = self.network(noise, levels, condition).chunk(2, 1)
+        shift, move, first = self.network(noise, levels, condition).chunk(3, 1)
         order = self.prior.log_odds(condition) + shift
         order = order + logistic(order, generator)
-        move = move + normal(move, generator)
-        return self.prior.mean + self.prior.width * move, order
+        value = self.prior.mean + self.prior.width * (move + normal(move, generator))
+        hits = self.prior.counts(condition)
+        return value, order, drawn_highest(self.prior.first + first, hits, generator)
 
-    def as_v(self, value: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
+    def as_v(
+        self, value: Tensor, order: Tensor, highest: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Jets as the critic sees them; gradients pass the decision as if it were a sigmoid."""
         soft = (2 * order).sigmoid()
         hit = soft + ((order > 0).float() - soft).detach()
-        empty = EMPTY + EMPTY_WIDTH * normal(value, generator)
-        return hit * value + (1 - hit) * empty
+        other = OTHER_WIDTH * normal(value, generator)
+        v = hit * value + (1 - hit) * (EMPTY + other)
+        return highest * (HIGHEST + other) + (1 - highest) * v
 
 
 # %%
@@ -621,7 +718,7 @@ def gradient_penalty(critic: nn.Module, v: Tensor, condition: Tensor) -> Tensor:
 # %%
 def adversarial_loss(model: Adversaries, batch: Batch, generator: torch.Generator) -> Tensor:
     """Losses of both players in one pass: each one's gradient reaches its own weights alone."""
-    v, _, condition = batch
+    v, condition = batch.v, batch.condition
     fake, critic = model.as_v(*model.made(condition, generator), generator), model.critic
     loss = softplus(-critic(v, condition)).mean()
     loss = loss + softplus(critic(fake.detach(), condition)).mean()
@@ -705,7 +802,7 @@ NETWORKS = {
 
 # %%
 counted = TowerPrior()
-counted.count(encoded.dense(splits.train[:6000]))
+counted.count(batch_of(splits.train[:6000]), codec.tables()["summary"])
 
 
 def build(arm: str, options: tuple = ()) -> nn.Module:
@@ -726,15 +823,16 @@ one_jet = torch.zeros(1, N_CHANNELS, GRID, GRID), torch.zeros(1, N_SUMMARY)
 flat = torch.zeros(1, N_GROUPS)
 sizes = {
     "diffusion": complexity(Denoiser(), one_jet[0], flat + 1, one_jet[1]),
+    "direct": complexity(VAE().direct, torch.zeros(1, LATENT)),
     "encoder": complexity(Pooled(2 * LATENT), *one_jet),
     "decoder": complexity(VAE().decoder, one_jet[0], flat, torch.zeros(1, N_SUMMARY + LATENT)),
-    "generator": complexity(TowerNetwork(2 * N_CHANNELS), one_jet[0], flat, one_jet[1]),
+    "generator": complexity(TowerNetwork(3 * N_CHANNELS), one_jet[0], flat, one_jet[1]),
     "critic": complexity(Pooled(1), *one_jet),
 }
 flops = {name: size["flops"] for name, size in sizes.items()}
 cost = {  # of one jet in training
     "diffusion": 3 * flops["diffusion"],
-    "vae": 3 * (flops["encoder"] + flops["decoder"]),
+    "vae": 3 * (flops["encoder"] + flops["decoder"] + flops["direct"]),
     "gan": 3 * flops["generator"] + 9 * flops["critic"],
 }
 print({name: f"{n / 1e6:.1f} MFLOPs" for name, n in flops.items()}, sizes["diffusion"])
@@ -907,10 +1005,14 @@ def drawn(model: nn.Module, condition: Tensor, generator: torch.Generator) -> tu
         v = sample_diffusion(model, condition, noise, LAG if model.grouped else 0)
         return v, v
     if isinstance(model, Adversaries):
-        return model.made(condition, generator)
-    latent = normal(condition.new_empty(len(condition), LATENT), generator)
-    log_odds, mean, log_width = model.decode(latent, condition)
-    return mean + log_width.exp() * noise, log_odds + logistic(log_odds, generator)
+        value, order, highest = model.made(condition, generator)
+    else:
+        latent = normal(condition.new_empty(len(condition), LATENT), generator)
+        log_odds, mean, log_width, first = model.decode(latent, condition)
+        value, order = mean + log_width.exp() * noise, log_odds + logistic(log_odds, generator)
+        highest = drawn_highest(first, model.prior.counts(condition), generator)
+    chosen = highest > 0.5
+    return value.masked_fill(chosen, HIGHEST), order.masked_fill(chosen, 1e3)  # it is a hit
 
 
 # %%
@@ -1264,11 +1366,15 @@ complex_share = (active > decile).mean()  # a tenth, but for ties
 def biases_of(job: Job) -> dict[str, tuple[float, float]]:
     """Active latent numbers (arXiv:1509.00519), complex jets, small-scale power; with errors."""
     model, generator = restored(job), torch_generator(job.seed, 3)
-    v, _, condition = batch_of(splits.validation[:500])
+    batch = batch_of(splits.validation[:500])
+    v, condition = batch.v, batch.condition
     latent = normal(v.new_empty(len(v), LATENT), generator)
-    log_odds = model.decode(latent, condition)[0].cpu()
-    hits = (log_odds + logistic(log_odds, generator) > 0).float().numpy()
-    mean, posterior = log_odds.sigmoid().numpy(), model.encode(v, condition)
+    log_odds, *_, first = model.decode(latent, condition)
+    highest = drawn_highest(first, v.new_ones(v.shape[:2]), generator)
+    hits = (log_odds + logistic(log_odds, generator) > 0).float().maximum(highest).cpu().numpy()
+    chance = first.flatten(2).softmax(2).view_as(first)
+    mean = (chance + (1 - chance) * log_odds.sigmoid()).cpu().numpy()
+    posterior = model.encode(v, condition)
     for x in (hits, mean):  # dz and d0 were learned given the track
         x[:, DZ : D0 + 1] *= x[:, TRACK : TRACK + 1]
     return {

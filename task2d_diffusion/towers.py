@@ -62,26 +62,38 @@ def ranks(score: np.ndarray) -> np.ndarray:
     return rank
 
 
-def single_towers(
-    encoded: Tensor, width: float, empty: float, least: float = 10.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-odds of a hit, mean and width of a hit's v in each tower of mirrored jets, (8, 25, 25).
+class SingleTowers(NamedTuple):
+    """What single towers say, (8, 25, 25) each, of jets and their mirror images.
 
-    ``encoded`` (n, 8, 25, 25) is v - ``empty`` where there is a hit, else 0. ``least`` hits with
-    the channel's mean and the given width are added to each tower.
+    Log-odds of a hit, unless it is the channel's highest; mean and width of its v; logarithm of
+    the chance to be the highest.
     """
-    hit = encoded > 0
-    v = (encoded + empty) * hit
+
+    logit: Tensor
+    mean: Tensor
+    width: Tensor
+    first: Tensor
+
+
+def single_towers(v: Tensor, hit: Tensor, highest: Tensor, width: float) -> SingleTowers:
+    """Count jets v with booleans ``hit`` (highest ones included) and ``highest``; (n, 8, 25, 25).
+
+    Ten hits with the channel's mean and the given width are added to each tower.
+    """
 
     def mirrored(x: Tensor) -> Tensor:
         return sum(x.flip(axes) for axes in ((), (1,), (2,), (1, 2)))
 
-    hits, first, second = (mirrored(x.double().sum(0)) for x in (hit, v, v.square()))
+    v, rest = v.double(), hit & ~highest
+    sums = (x.double().sum(0) for x in (rest, v * rest, v.square() * rest, highest))
+    hits, first, second, tops = map(mirrored, sums)
     centre = first.sum((1, 2), keepdim=True) / hits.sum((1, 2), keepdim=True).clamp(min=1)
-    mean = (first + least * centre) / (hits + least)
-    variance = second - 2 * mean * first + hits * mean.square() + least * width**2
-    log_odds = torch.logit((hits + 0.5) / (4 * len(encoded) + 1))
-    return log_odds, mean, (variance / (hits + least)).clamp(min=1e-4).sqrt()
+    mean = (first + 10 * centre) / (hits + 10)
+    variance = second - 2 * mean * first + hits * mean.square() + 10 * width**2
+    logit = torch.logit((hits + 0.5) / (4 * len(v) - tops + 1))
+    chance = (tops + 0.1) / (tops + 0.1).sum((1, 2), keepdim=True)
+    spread = (variance / (hits + 10)).clamp(min=1e-4).sqrt()
+    return SingleTowers(logit, mean, spread, chance.log())
 
 
 def impossible_towers(part: Towers) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import nn
 
@@ -20,7 +21,7 @@ from task2d_diffusion import codec, judges, planted_defects, toy, two_samples
 from task2d_diffusion import samples as jet_samples
 from task2d_diffusion.codec import N_SUMMARY, Codec
 from task2d_diffusion.copies import CopyTest, memorised
-from task2d_diffusion.normal_scores import MOST, Quantiles, stretched, unstretched
+from task2d_diffusion.normal_scores import KNOTS, MOST, Quantiles
 from task2d_diffusion.observables import small_scale_power, tower_observables
 from task2d_diffusion.pixels import TowerLibrary, in_images, in_towers, planted_in, shuffled
 from task2d_diffusion.towers import (
@@ -71,6 +72,7 @@ def trained(notebook, tmp_path):
     notebook.splits = SimpleNamespace(train=rows[:24], validation=rows[24:32], test=rows[32:])
     notebook.run = SimpleNamespace(directory=tmp_path)
     notebook.counted = notebook.TowerPrior()
+    notebook.counted.count(notebook.batch_of(rows[:24]), notebook.codec.tables()["summary"])
     notebook.jets, notebook.part = jets, part
     return notebook
 
@@ -120,19 +122,31 @@ def test_randomised_transform_makes_normal_numbers_of_atoms_and_goes_back() -> N
     assert list(quantiles.atoms()) == [255.0]
     assert norm.ppf(1 - 0.25 / 512) == pytest.approx(MOST)  # half of the outermost bin
     assert np.abs(quantiles.forward(np.array([-1e9, 1e9]), rng)) == pytest.approx(MOST)
-    z = np.linspace(-4, 4, 801)
-    assert unstretched(stretched(z)) == pytest.approx(z, abs=1e-9)
-    assert (np.diff(stretched(z)) > 0).all()
 
 
 def test_a_jet_survives_the_way_there_and_back(trained) -> None:
     rows = np.arange(20)
-    v, _, condition = (tensor.numpy() for tensor in trained.batch_of(rows))
+    v, _, _, condition = (tensor.numpy() for tensor in trained.batch_of(rows))
     back = trained.codec.decode(v, condition, v)
     x = trained.part.x[:20]
     assert np.mean(np.abs((back.x > 0).sum((2, 3)) - (x > 1e-3).sum((2, 3))) <= 1) > 0.97
     assert np.isclose(back.x, x, rtol=0.1, atol=1.0).mean() > 0.98
     assert (back.largest == trained.part.largest[:20]).mean() > 0.9
+    there, again = (jets.reshape(20, 8, -1) for jets in (x, back.x))  # (20, 8, 25, 25)
+    first = np.take_along_axis(there, again.argmax(2)[..., None], 2)[..., 0]
+    assert (first == there.max(2)).all()  # the highest tower is the same one, or as high
+
+
+def test_each_channel_has_one_highest_tower(trained) -> None:
+    batch = trained.batch_of(np.arange(20))
+    there = torch.as_tensor(trained.part.x[:20] > 1e-3).any(3).any(2)
+    assert (batch.highest.sum((2, 3)) == there).all()
+    assert ((batch.hit == 1) | (batch.highest == 0)).all()
+    others = batch.v[(batch.hit == 1) & (batch.highest == 0)]
+    assert others.max() < codec.BORDER < batch.v[batch.highest == 1].min()
+    assert not codec.is_highest(np.zeros((2, 8, 25, 25)), np.random.default_rng(0)).any()
+    drawn = [codec.is_highest(np.ones((1, 1, 1, 2)), np.random.default_rng(k)) for k in range(200)]
+    assert np.mean(drawn, 0).ravel() == pytest.approx([0.5, 0.5], abs=0.1)  # ties by lot
 
 
 def test_whatever_a_network_says_no_impossible_jet_comes_out(trained) -> None:
@@ -184,22 +198,70 @@ def test_levels_are_log_normal_and_the_first_groups_are_clean_at_times(notebook)
     assert (shared == shared[:, :1]).all()
 
 
-def test_untrained_denoiser_is_the_posterior_mean_of_single_towers(notebook) -> None:
+def knowing(prior: nn.Module, hits: float) -> nn.Module:
+    """The prior of jets that have as many hits in every channel."""
+    prior.table.fill_(hits)
+    return prior
+
+
+def mean_of_few(
+    x: np.ndarray, chance: np.ndarray, first: np.ndarray, level: float, hits: int
+) -> np.ndarray:
+    """E[v | x] of a few towers (k,), one of them the highest, if ``hits`` are expected in all."""
+    clouds = (-1, codec.OTHER_WIDTH), (1, codec.HIT_WIDTH), (3, codec.OTHER_WIDTH)
+    empty, hit, highest = (norm.pdf(x, m, np.hypot(level, w)) for m, w in clouds)
+    first = first * highest / ((1 - chance) * empty + chance * hit)
+    first = first / first.sum()  # towers are independent otherwise
+    odds = chance * hit / ((1 - chance) * empty)
+
+    def missing(shift: float) -> float:
+        return ((1 - first) / (1 + np.exp(-shift) / odds)).sum() - (hits - 1)
+
+    r = 1 / (1 + np.exp(-brentq(missing, -20, 20)) / odds)
+    m_0, m_1, m_2 = (m + (x - m) * w**2 / (w**2 + level**2) for m, w in clouds)
+    return first * m_2 + (1 - first) * (r * m_1 + (1 - r) * m_0)
+
+
+@pytest.mark.parametrize("level", [0.3, 1.0, 4.0])
+def test_an_untrained_denoiser_is_the_posterior_mean_given_the_number_of_hits(
+    notebook, level
+) -> None:
     model = notebook.Denoiser().eval()
-    with torch.no_grad():
-        model.prior.logit.fill_(np.log(0.3 / 0.7))
-        model.prior.mean.fill_(1.2)
-        model.prior.width.fill_(0.4)
-    grid = np.linspace(-5, 5, 20_001)
-    density = 0.3 * norm.pdf(grid, 1.2, 0.4) + 0.7 * norm.pdf(grid, -1, codec.EMPTY_WIDTH)
-    for level in (0.05, 0.6, 5.0):
-        for x in (-1.3, 0.1, 0.9):
-            weight = density * norm.pdf(x, grid, level)
-            v = torch.full((1, 8, 25, 25), x)
-            found = model(v, torch.full((1, 3), level), torch.zeros(1, N_SUMMARY))
-            assert found.detach().numpy() == pytest.approx(
-                (weight * grid).sum() / weight.sum(), abs=2e-4
-            )
+    knowing(model.prior, 3)
+    rows, columns = (5, 6, 12, 20), (5, 5, 20, 3)  # towers that can have a hit
+    chance, first = np.array([0.3, 0.2, 0.5, 0.4]), np.array([0.4, 0.3, 0.2, 0.1])
+    model.prior.logit.fill_(-40)
+    model.prior.first.fill_(-40)
+    model.prior.logit[:, rows, columns] = torch.tensor(np.log(chance / (1 - chance))).float()
+    model.prior.first[:, rows, columns] = torch.tensor(np.log(first)).float()
+    x = torch.full((1, 8, 25, 25), -1.0)
+    x[:, :, rows, columns] = torch.tensor([1.4, 2.5, 0.2, -0.4])
+    expected = mean_of_few(x[0, 0, rows, columns].numpy(), chance, first, level, 3)
+    found = model(x, torch.full((1, 3), level), torch.zeros(1, N_SUMMARY))
+    assert found[0, 2, rows, columns].detach().numpy() == pytest.approx(expected, abs=2e-3)
+
+
+def test_chances_add_up_to_the_number_of_hits_and_so_do_their_gradients(notebook) -> None:
+    logit = torch.randn(2, 8, 25, 25, generator=torch_generator(0, 0)).double() * 2 - 2
+    logit.requires_grad_()
+    weight = torch.rand(2, 8, 25, 25, generator=torch_generator(0, 1)).double()
+    total = weight.sum((2, 3)) / 5
+    chance = notebook.with_sum(logit, weight, total)
+    assert (weight * chance).sum((2, 3)).detach().numpy() == pytest.approx(total, rel=1e-4)
+    pull = torch.rand(logit.shape, generator=torch_generator(0, 2)).double()
+    (chance * pull).sum().backward()
+    moved = logit.detach().clone()
+    moved[1, 3, 4, 5] += 1e-3
+    change = ((notebook.with_sum(moved, weight, total, 20) - chance) * pull).sum().item()
+    assert change == pytest.approx(1e-3 * logit.grad[1, 3, 4, 5].item(), rel=0.02)
+
+
+def test_a_generator_knows_the_number_of_hits_that_the_codec_decodes(trained) -> None:
+    condition = torch.randn(50, N_SUMMARY, generator=torch_generator(1, 1))
+    prior = trained.build("diffusion").prior
+    columns = range(N_SUMMARY)[codec.COUNTS]
+    expected = [trained.codec.summary[c].inverse(condition[:, c].numpy()) for c in columns]
+    assert prior.counts(condition).numpy() == pytest.approx(np.rint(expected).T, abs=1e-6)
 
 
 class Known(nn.Module):
@@ -217,7 +279,7 @@ class Known(nn.Module):
 
 def test_the_loss_of_flow_matching_is_the_squared_error_of_the_velocity(notebook) -> None:
     v = torch.randn(8, 8, 25, 25, generator=torch_generator(0, 0))
-    batch = notebook.Batch(v, (v > 0).float(), torch.zeros(8, N_SUMMARY))
+    batch = notebook.Batch(v, (v > 0).float(), (v > 2).float(), torch.zeros(8, N_SUMMARY))
     sigma = notebook.drawn_levels(8, "flow", True, torch_generator(0, 1))
     s = notebook.of_channels(sigma)
     # at x = (1 - t) noise + t v / 0.7 the velocity of an answer d is (d / 0.7 - x) / (1 - t)
@@ -263,13 +325,26 @@ def test_statistics_of_single_towers_are_counted_and_mirrored(notebook) -> None:
     generator = torch_generator(0, 0)
     chance = torch.linspace(0.1, 0.6, 625).view(25, 25)  # not symmetric
     hit = torch.rand(2000, 8, 25, 25, generator=generator) < chance
-    v = 1.1 + 0.2 * torch.randn(hit.shape, generator=generator)
-    prior = notebook.TowerPrior()
-    prior.count(torch.where(hit, v - codec.EMPTY, 0))
+    highest = torch.zeros_like(hit)
+    highest[:1500, :, 3, 4] = highest[1500:, :, 12, 12] = True  # the middle mirrors itself
+    hit |= highest
+    v = 1.1 + 0.2 * torch.randn(hit.shape, generator=generator) + 2 * highest
+    prior, table = notebook.TowerPrior(), torch.arange(N_SUMMARY)[:, None].expand(-1, KNOTS + 1)
+    batch = notebook.Batch(v, hit.float(), highest.float(), torch.zeros(2000, N_SUMMARY))
+    prior.count(batch, table.float())
     expected = (chance + chance.flip(0) + chance.flip(1) + chance.flip(0, 1)) / 4
-    assert prior.logit.sigmoid()[2].numpy() == pytest.approx(expected.numpy(), abs=0.03)
+    wrong = (prior.logit.sigmoid()[2] - expected).abs()
+    for i, j in ((3, 4), (21, 4), (3, 20), (21, 20)):  # mirrors that rarely were another hit
+        wrong[i, j] = 0
+    assert wrong.max() < 0.03
     assert prior.mean.numpy() == pytest.approx(1.1, abs=0.04)
     assert prior.width.numpy() == pytest.approx(0.2, abs=0.03)
+    first = prior.first.exp()
+    assert first[5, 12, 12].item() == pytest.approx(0.25, abs=0.01)
+    corners = [first[5, i, j].item() for i, j in ((3, 4), (21, 4), (3, 20), (21, 20))]
+    assert corners == pytest.approx([0.75 / 4] * 4, abs=0.01)
+    assert first.sum((1, 2)).numpy() == pytest.approx(1, abs=1e-5)
+    assert prior.table[:, 0].tolist() == list(range(8, 16))
 
 
 # Networks, VAE, GAN, flow -------------------------------------------------------------------------
@@ -314,19 +389,41 @@ def test_shapes_gradients_and_one_memorised_batch(trained) -> None:
 
 def test_hurdle_loss_against_a_naive_loop(notebook) -> None:
     rng = np.random.default_rng(0)
-    log_odds, mean, log_width, v = torch.tensor(rng.normal(size=(4, 2, 8, 2, 2)))
+    log_odds, mean, log_width, first, v = torch.tensor(rng.normal(size=(5, 2, 8, 2, 2)))
     hit = torch.tensor(rng.random((2, 8, 2, 2)) < 0.5).double()
+    hit[:, 0, 0, 0] = 1  # a track
+    highest = torch.zeros_like(hit)
+    for channel in range(8):
+        highest[:, channel, 0, 0] = hit[:, channel, 0, 0]
     total = 0.0
     for place in np.ndindex(2, 8, 2, 2):
         jet, channel, row, column = place
+        possible = channel not in (1, 2) or hit[jet, 0, row, column]
         p, w = 1 / (1 + np.exp(-log_odds[place].item())), np.exp(log_width[place].item())
-        if channel not in (1, 2) or hit[jet, 0, row, column]:
+        if highest[place]:
+            where = hit[jet, 0] > 0 if channel in (1, 2) else torch.ones(2, 2) > 0
+            total -= first[place].item() - torch.logsumexp(first[jet, channel][where], 0).item()
+            continue
+        if possible:
             total -= np.log(p if hit[place] else 1 - p)
         if hit[place]:
             density = norm.logpdf(v[place].item(), mean[place].item(), w)
             total -= density + np.log(2 * np.pi) / 2
-    found = notebook.hurdle_loss((log_odds, mean, log_width), v, hit).item()
-    assert found == pytest.approx(total / hit.numel())
+    decoded = notebook.Likelihood(log_odds, mean, log_width, first)
+    batch = notebook.Batch(v, hit, highest, torch.zeros(2, N_SUMMARY))
+    assert notebook.hurdle_loss(decoded, batch).item() == pytest.approx(total / hit.numel())
+
+
+def test_the_highest_tower_is_drawn_by_its_chance_where_there_are_hits(notebook) -> None:
+    first = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4])).view(1, 1, 2, 2).repeat(4000, 2, 1, 1)
+    first.requires_grad_()
+    hits = torch.tensor([[3.0, 0.0]]).repeat(4000, 1)
+    drawn = notebook.drawn_highest(first, hits, torch_generator(0, 0))
+    assert drawn[:, 0].flatten(1).mean(0).tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.03)
+    assert (drawn[:, 0].sum((1, 2)) - 1).abs().max() < 1e-5
+    assert not drawn[:, 1].any()
+    drawn[:, 0, 0, 0].sum().backward()
+    assert first.grad[:, 0, 0, 0].mean() > 0
 
 
 def test_kl_divergence_in_closed_form(notebook) -> None:
@@ -337,13 +434,15 @@ def test_kl_divergence_in_closed_form(notebook) -> None:
 
 def test_untrained_generator_draws_hits_with_the_chance_of_each_tower(notebook) -> None:
     model = notebook.Adversaries()
-    model.prior.logit.fill_(np.log(0.2 / 0.8))
+    knowing(model.prior, 100).logit.fill_(np.log(0.2 / 0.8))
     with torch.no_grad():
-        value, order = model.made(torch.zeros(8, N_SUMMARY), torch_generator(0, 0))
-        v = model.as_v(value, order, torch_generator(0, 1))
+        value, order, highest = model.made(torch.zeros(8, N_SUMMARY), torch_generator(0, 0))
+        v = model.as_v(value, order, highest, torch_generator(0, 1))
     assert (order > 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert (v > 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
-    assert value.std().item() == pytest.approx(1 / 3, abs=0.01)
+    assert value.std().item() == pytest.approx(codec.HIT_WIDTH, abs=0.01)
+    assert highest.sum((2, 3)).numpy() == pytest.approx(1)
+    assert (v[highest > 0.5] > codec.BORDER).all()
 
 
 def test_each_player_gets_the_gradient_of_its_own_loss(trained) -> None:
