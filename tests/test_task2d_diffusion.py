@@ -246,13 +246,14 @@ def test_chances_add_up_to_the_number_of_hits_and_so_do_their_gradients(notebook
     logit.requires_grad_()
     weight = torch.rand(2, 8, 25, 25, generator=torch_generator(0, 1)).double()
     total = weight.sum((2, 3)) / 5
-    chance = notebook.with_sum(logit, weight, total)
+    chance = notebook.with_sum(logit, weight, total).sigmoid()
     assert (weight * chance).sum((2, 3)).detach().numpy() == pytest.approx(total, rel=1e-4)
     pull = torch.rand(logit.shape, generator=torch_generator(0, 2)).double()
     (chance * pull).sum().backward()
     moved = logit.detach().clone()
     moved[1, 3, 4, 5] += 1e-3
-    change = ((notebook.with_sum(moved, weight, total, 20) - chance) * pull).sum().item()
+    again = notebook.with_sum(moved, weight, total, 20).sigmoid()
+    change = ((again - chance) * pull).sum().item()
     assert change == pytest.approx(1e-3 * logit.grad[1, 3, 4, 5].item(), rel=0.02)
 
 
@@ -264,32 +265,37 @@ def test_a_generator_knows_the_number_of_hits_that_the_codec_decodes(trained) ->
     assert prior.counts(condition).numpy() == pytest.approx(np.rint(expected).T, abs=1e-6)
 
 
-class Known(nn.Module):
-    """A denoiser with a known answer and one weighting."""
-
-    def __init__(self, weighting: str, answer: float) -> None:
-        super().__init__()
-        self.weighting, self.grouped, self.answer = weighting, True, answer
-
-    def forward(
-        self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor
-    ) -> torch.Tensor:
-        return torch.full_like(x, self.answer)
-
-
 def test_the_loss_of_flow_matching_is_the_squared_error_of_the_velocity(notebook) -> None:
     v = torch.randn(8, 8, 25, 25, generator=torch_generator(0, 0))
-    batch = notebook.Batch(v, (v > 0).float(), (v > 2).float(), torch.zeros(8, N_SUMMARY))
-    sigma = notebook.drawn_levels(8, "flow", True, torch_generator(0, 1))
-    s = notebook.of_channels(sigma)
+    s = notebook.of_channels(notebook.drawn_levels(8, "flow", True, torch_generator(0, 1)))
     # at x = (1 - t) noise + t v / 0.7 the velocity of an answer d is (d / 0.7 - x) / (1 - t)
     t = 0.7 / (0.7 + s)
     wrong = ((0.2 - v) / 0.7 / (1 - t)).square()
     expected = torch.where(s > 0, wrong, torch.zeros_like(wrong)).mean().item()
-    found = notebook.denoising_loss(Known("flow", 0.2), batch, torch_generator(0, 1))
-    assert found.item() == pytest.approx(expected, rel=1e-4)
-    edm = notebook.denoising_loss(Known("edm", 0.2), batch, torch_generator(0, 1))
-    assert edm.item() > 0
+    guess = torch.full_like(v, 0.2)
+    found = notebook.squared_error(guess, v, s, "flow").mean().item()
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert 0.5 * found < notebook.squared_error(guess, v, s, "edm").mean().item() < found
+
+
+def test_surprise_against_a_naive_loop(notebook) -> None:
+    rng = np.random.default_rng(0)
+    logit, value, v = torch.tensor(rng.normal(size=(3, 2, 8, 2, 2)))
+    first, width = torch.tensor(rng.uniform(0.1, 0.9, (2, 2, 8, 2, 2)))
+    hit = torch.tensor(rng.random((2, 8, 2, 2)) < 0.5).double()
+    highest = hit * torch.tensor(rng.random((2, 8, 2, 2)) < 0.3)
+    level = torch.tensor([0.0, 1.3]).double()[:, None, None, None].expand(-1, 8, 1, 1)
+    found = notebook.Posterior(first.log(), logit, value, width, (v, v))
+    batch = notebook.Batch(v, hit, highest, torch.zeros(2, N_SUMMARY))
+    loss = notebook.surprise(found, batch, level)
+    assert not loss[0].any()  # of channels that are clean
+    for place in np.ndindex(8, 2, 2):
+        k = (1, *place)
+        p = 1 / (1 + np.exp(-logit[k].item()))
+        expected = -np.log(first[k].item()) if highest[k] else -np.log(p if hit[k] else 1 - p)
+        if hit[k] and not highest[k]:
+            expected += ((v[k] - value[k]) / width[k]) ** 2 / 2
+        assert loss[k].item() == pytest.approx(float(expected))
 
 
 class PerfectDenoiser(nn.Module):
@@ -374,7 +380,7 @@ def test_a_block_mixes_rows_columns_and_neighbours_as_a_naive_loop_does(notebook
 
 def test_shapes_gradients_and_one_memorised_batch(trained) -> None:
     torch.manual_seed(0)
-    model, batch = trained.Denoiser(), trained.batch_of(np.arange(4))
+    model, batch = trained.build("diffusion"), trained.batch_of(np.arange(4))
     optimizer, values = torch.optim.AdamW(model.parameters(), 5e-3), []
     for _ in range(30):
         loss = trained.denoising_loss(model, batch, torch_generator(0, 0))
