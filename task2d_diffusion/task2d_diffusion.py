@@ -618,7 +618,7 @@ def denoising_loss(model: Denoiser, batch: Batch, generator: torch.Generator) ->
 # e^{-\lambda}x+(1-e^{-\lambda})\tilde D$ and $\tilde D$ extrapolated from the last two. Groups with levels of their own lag each other by some steps.
 
 # %%
-STEPS, LAG = 16, 4
+STEPS, LAG = 20, 4
 
 
 def level_grid(steps: int = STEPS, lag: int = LAG) -> Tensor:
