@@ -123,20 +123,28 @@ def logits(model: nn.Module, sample: Sample) -> np.ndarray:
 def trained_network(
     build: Callable[[], nn.Module], seed: int, passes: int, fit: Labelled, stop: Labelled
 ) -> nn.Module:
-    """A fresh network of images, trained; the pass with the lowest loss on ``stop``."""
+    """A fresh network of images, trained on them and their mirror images.
+
+    The pass with the lowest loss on ``stop`` is kept.
+    """
     seed_everything(seed)
     device = pick_device()
     model, best, weights = build().to(device), np.inf, {}
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.02)
     target, truth = torch.as_tensor(fit.label).float(), torch.as_tensor(stop.label).double()
+    size, rng = min(32, len(target)), np.random.default_rng(seed)
+    steps = passes * (len(target) // size)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, cycle_momentum=False)
     for number in range(passes):
         model.train()
-        for rows in epoch_batches(np.arange(len(target)), min(32, len(target)), seed, number):
-            logit = model(fit.sample.images.dense(rows, device))
+        for rows in epoch_batches(np.arange(len(target)), size, seed, number):
+            x = fit.sample.images.dense(rows, device)
+            logit = model(x.flip([axis for axis in (2, 3) if rng.random() < 0.5]))
             loss = binary_cross_entropy_with_logits(logit, target[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            cycle.step()
         answer = torch.as_tensor(logits(model.eval(), stop.sample))
         value = binary_cross_entropy_with_logits(answer, truth).item()
         if value < best:

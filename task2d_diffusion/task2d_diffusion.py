@@ -152,7 +152,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(64, 32, 32, 40, 2, 16, 16, (0, 1), 1, 1, (1.0,), 20, 20, 4, 20),
     "quick": Config(2_000, 400, 100, 120, 4, 32, 32, (0, 1), 4, 2, (1.0,), 300, 60, 100, 200),
-    "standard": Config(400_000, 20_000, 16_000, 2_400, judge_passes=8),
+    "standard": Config(700_000, 20_000, 16_000, 2_400, judge_passes=10),
     "full": Config(4_000_000, 150_000, 60_000, 3_000, 10, 64, 256, passes=30),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
@@ -549,8 +549,8 @@ class Direct(nn.Module):
         for axis, line in zip((3, 2), self.lines, strict=True):  # sums over columns, over rows
             moved = line(beliefs.sum(axis).flatten(1))  # (B, 16, 25) -> (B, 400)
             far = far + moved.unflatten(1, (2 * N_CHANNELS, GRID)).unsqueeze(axis)
-        near = self.near(seen)
-        return torch.cat([near[:, :8] + far[:, :8], near[:, 8:16], near[:, 16:] + far[:, 8:]], 1)
+        (shift, move, first), (hit, highest) = self.near(seen).chunk(3, 1), far.chunk(2, 1)
+        return torch.cat([shift + hit, move, first + highest], 1)
 
 
 # %%
@@ -1146,19 +1146,31 @@ samples["real"] = [real["train"].rows(slice(n_made // 2, None))]
 
 
 # %%
+PAIRS = torch.triu_indices(N_CHANNELS, N_CHANNELS, 1)  # (2, 28)
+
+
 class Judge(nn.Module):
     """Towers (B, 8, 25, 25), or images (B, 8, 125, 125) if ``pixels``, -> logit of "generated"."""
 
     def __init__(self, pixels: bool) -> None:
         super().__init__()
-        filters = nn.Conv2d(2 * N_CHANNELS, 32, TOWER, TOWER), nn.ReLU()
-        self.towers = nn.Sequential(*filters) if pixels else nn.Identity()
-        self.network = Pooled(1, inputs=32 if pixels else 2 * N_CHANNELS, numbers=0)
+        self.pixels, inputs, maps = pixels, 2 * N_CHANNELS, 32 if pixels else N_CHANNELS**2
+        self.towers = nn.Sequential(nn.Conv2d(inputs, 32, TOWER, TOWER), nn.ReLU())
+        self.network = Pooled(1, inputs=32 if pixels else inputs + PAIRS.shape[1], numbers=0)
+        layers = nn.BatchNorm1d(maps), nn.Linear(maps, 32), nn.SiLU(), nn.Linear(32, 1)
+        self.sums = nn.Sequential(*layers)  # one tower that is wrong would drown in a mean
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.clamp(min=0)
-        seen = torch.cat([(x + 1).log() / 3, (x > THRESHOLD).to(x)], 1)
-        return self.network(self.towers(seen), None).squeeze(1)  # (B, 1) -> (B,)
+        on = (x > THRESHOLD).to(x)
+        seen = torch.cat([(x + 1).log() / 3, on], 1)
+        if self.pixels:
+            seen = summed = self.towers(seen)
+        else:  # of pairs of channels, where both are active, and where one is without the other
+            seen = torch.cat([seen, on[:, PAIRS[0]] * on[:, PAIRS[1]]], 1)
+            summed = (on.unsqueeze(2) * (1 - on.unsqueeze(1))).flatten(1, 2)  # (B, 64, 25, 25)
+        logit = self.network(seen, None) + self.sums(summed.sum((2, 3)))
+        return logit.squeeze(1)  # (B, 1) -> (B,)
 
 
 # %%
