@@ -1140,9 +1140,11 @@ samples["real"] = [real["train"].rows(slice(n_made // 2, None))]
 # A two-sample test trains a classifier to tell generated jets from real ones (Lopez-Paz & Oquab, arXiv:1610.06545): an AUC of
 # 0.5 on new jets means that it cannot. That is praise only if the classifier is good. Ours are **boosted trees on
 # observables** (sums, shapes, neighbours, and for each pair of channels how often both are active in the same tower), **a
-# network on towers** with a block of section 4, and **one on pixels**, which first makes 32 features of the $5\times5$ pixels of
+# network on towers** with a block of section 4, which is shown for each pair of channels where both are active, and in how many
+# towers one is without the other, and **one on pixels**, which first makes 32 features of the $5\times5$ pixels of
 # each tower. All learn from training jets and half of the generated ones, stop on validation jets and a tenth, and score test
-# jets and the last 40 % of the generated ones, which nothing has seen (`task2d_diffusion/judges.py`).
+# jets and the last 40 % of the generated ones, which nothing has seen (`task2d_diffusion/judges.py`). An earlier network on
+# towers did not find a dz without a track: one tower in 625 drowned in the mean over all.
 
 
 # %%
