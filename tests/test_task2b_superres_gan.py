@@ -405,8 +405,8 @@ def test_adversarial_loss_lowers_what_is_told(notebook):
         with torch.no_grad():
             return (notebook.drawn(network, low)[:, 1] != 0).float().sum().item()
 
-    before, optimizer = hits(), torch.optim.Adam(network.parameters(), 1e-2)
-    for _ in range(25):
+    before, optimizer = hits(), torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(60):
         optimizer.zero_grad()
         network.adversarial_loss(low, high, lambda x: -x[:, 4].sum((1, 2))).backward()
         optimizer.step()
