@@ -390,7 +390,8 @@ class TowerPrior(nn.Module):
 
     def count(self, batch: Batch, table: Tensor) -> None:
         """Set the buffers from jets and from the codec's table of summaries (27, 513)."""
-        found = jet_towers.single_towers(batch.v, batch.hit.bool(), batch.highest.bool(), HIT_WIDTH)
+        v, hit, highest, _ = (tensor.cpu() for tensor in batch)  # sums are in double precision
+        found = jet_towers.single_towers(v, hit.bool(), highest.bool(), HIT_WIDTH)
         for name, values in found._asdict().items():
             getattr(self, name).copy_(values)
         self.table.copy_(table[COUNTS])
