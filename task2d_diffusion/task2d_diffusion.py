@@ -1552,7 +1552,7 @@ ablation.table().rename(index=LABELS).rename_axis("AUC of trees, validation jets
 # %% [markdown]
 # **Given up earlier**, on validation jets: ranking all channels independently, which gave jets a dz without a track; squeezing each
 # $5\times5$ patch of towers through one vector; two clouds, with the highest towers in the tail of one; chances that
-# do not add up to the number of hits, with which the sampler made up to 45 % too many; a VAE whose latent numbers come in
+# do not add up to the number of hits, with which the sampler made too many; a VAE whose latent numbers come in
 # through the network alone, and a normal likelihood for a variable with two peaks.
 
 # %% [markdown]
