@@ -154,7 +154,11 @@ def table_distances(real: np.ndarray, made: np.ndarray) -> dict[str, tuple[float
     Precision and recall need as many events of both.
     """
     units, n = Standardised(real), min(len(made), len(real))
-    found = {"separation": (separations(real, made).mean(), 0.0)}
+    rng, again = np.random.default_rng(0), []
+    for _ in range(20):
+        drawn = (x[rng.integers(len(x), size=len(x))] for x in (real, made))
+        again.append(separations(*drawn).mean())
+    found = {"separation": (separations(real, made).mean(), float(np.std(again)))}
     found |= {"fpd": fpd(real, made), "kpd": kpd(real, made, size=1000)}
     near = neighbourhood(units(real[:n]), units(made[:n]))
     return found | {name: mean_and_error(x) for name, x in near.items()}

@@ -380,7 +380,7 @@ def test_rivals_answer_all_three_questions(notebook):
         assert notebook.roc_auc(notebook.y[test], found[:, 0]) > 0.7
 
 
-def test_a_training_counts_once_with_the_mean_over_its_draws(notebook):
+def test_draws_with_one_pre_training_count_once(notebook):
     notebook.CONFIG = replace(notebook.CONFIG, labels={8: (2, 2)})
     test = notebook.splits.test
     notebook.samples = {"test": (notebook.main, test)}
@@ -390,7 +390,8 @@ def test_a_training_counts_once_with_the_mean_over_its_draws(notebook):
     comparison = notebook.compared("roc_auc", 8, "test", ("scratch", "finetuned"), 2)
     values = [notebook.roc_auc(notebook.y[test], d[:, 0]) for d in draws]
     expected = np.reshape(values, (3, 2)).mean(1)
-    np.testing.assert_allclose(comparison.values["scratch"], expected)
+    np.testing.assert_allclose(comparison.values["finetuned"], expected)
+    np.testing.assert_allclose(comparison.values["scratch"], values)
     first = notebook.compared("roc_auc", 8, "test", ("scratch", "finetuned"), 1)
     np.testing.assert_allclose(first.values["scratch"], values[::2])
 
