@@ -11,7 +11,6 @@ from sklearn.metrics import f1_score
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as exact_divergence
 
-from e2e_utils.checkpoints import save_weights
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.sparse_images import SparseImages
@@ -146,6 +145,33 @@ def test_a_fitted_head_answers_the_same_inside_the_network(notebook, kind, arm):
     assert notebook.roc_auc(jets.truth[jets.test, 0].astype(int), inside[:, 0].numpy()) > 0.8
 
 
+def test_the_scale_of_shapes_is_that_of_unlabelled_jets_and_features_stay_within_five(notebook):
+    jets, free = notebook.main, np.random.default_rng(0).normal(size=(30, 136))
+    given = notebook.with_shapes(jets.images, jets.truth.T, jets[3:6], free)
+    few = given._replace(train=given.train[:20])
+    for some in (given, few):  # whatever has a label
+        model = notebook.answering(None, some)
+        np.testing.assert_allclose(model.shape_middle, free.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(model.shape_unit, free.std(0), rtol=1e-5)
+    encoder = notebook.TASK2G.ResNet15()
+    norm = notebook.answering(encoder, jets).eval().norm
+    features = torch.linspace(-20, 20, encoder.width).expand(2, -1)
+    torch.testing.assert_close(norm(features), features.clamp(-5, 5), rtol=1e-4, atol=0)
+    latent = notebook.latent_vectors(notebook.with_head(encoder, "linear", few), few, few.test)
+    assert np.abs(latent).max() <= 5
+
+
+def test_linear_models_of_shapes_are_those_of_task_2g(notebook):
+    jets, other = notebook.main, notebook.TASK2G
+    other.main, other.y = other.Sample(jets.images, jets.truth), jets.truth[:, 0].astype(int)
+    other.splits, (middle, unit) = jets, jets.scale
+    x = ((jets.shapes - middle) / unit).clip(-5, 5)
+    theirs = other.answers(other.linear_models(x, jets.train), x[jets.test])
+    model = notebook.with_head(None, "linear", jets)
+    ours = other.predict(model, jets.images, jets.test)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
 def test_linear_heads_are_regressions_and_unknown_targets_stay_zero(notebook):
     jets, rng = notebook.main, np.random.default_rng(0)
     truth = jets.truth.copy()
@@ -234,7 +260,7 @@ def test_all_students_see_equally_many_jets_per_update(notebook):
     notebook.CONFIG = config
     arms = (*notebook.STUDENTS, "supervised", "longer")
     sizes = {arm: notebook.plan_of(notebook.Job(arm, 0, 4))[1] for arm in arms}
-    taught = ("student", "own_teacher", "supervised_teacher")  # as many unlabelled jets besides
+    taught = ("student", "own_teacher", "supervised_teacher", "full_rate")  # unlabelled besides
     assert sizes == {arm: 8 if arm in taught else 16 for arm in arms}
     assert not {"continued", "supervised", "longer"} & set(notebook.teachers)
     notebook.sets["few"] = notebook.main
@@ -244,16 +270,19 @@ def test_all_students_see_equally_many_jets_per_update(notebook):
     assert [size for _, size, *_ in others] == [8, 8]
 
 
-def test_students_begin_at_their_encoder_which_learns_at_a_tenth_of_the_rate(notebook, monkeypatch):
-    job = notebook.Job("continued", 1, 4, 1e-2)
+@pytest.mark.parametrize(("arm", "factor"), [("continued", 0.1), ("full_rate", 1.0)])
+def test_students_begin_at_their_encoder_which_learns_at_its_rate(
+    notebook, monkeypatch, arm, factor
+):
+    job = notebook.Job(arm, 1, 4, 1e-2)
     model = notebook.new_network(job)
     arrays = notebook.TASK2G.as_arrays
-    assert_same_weights(arrays(model.encoder), arrays(notebook.starts["continued"][1]))
+    assert_same_weights(arrays(model.encoder), arrays(notebook.starts[arm][1]))
     seen = []
     monkeypatch.setattr(notebook, "Training", lambda *a, **_: seen.append(a[2]) or FakeFit())
     notebook.train(job, model)
     head, body = seen[0].param_groups
-    assert body["max_lr"] == pytest.approx(head["max_lr"] / 10)
+    assert body["max_lr"] == pytest.approx(head["max_lr"] * factor)
     assert sum(len(group["params"]) for group in seen[0].param_groups) == len(
         list(model.parameters())
     )
@@ -282,29 +311,6 @@ def test_interrupted_trainings_continue_exactly(notebook, arm):
     whole = training("whole")
     rounds = notebook.plan_of(job)[2]
     assert_same_weights(in_two_parts(notebook, lambda: training("parts"), rounds), whole)
-
-
-def test_only_an_encoder_of_the_same_recipe_is_taken_over(notebook, tmp_path, monkeypatch):
-    monkeypatch.setattr(notebook.paths, "WEIGHTS", tmp_path)
-    passes = notebook.TASK2G.CONFIGS[notebook.PROFILE].passes
-    notebook.CONFIG = replace(notebook.CONFIG, passes=passes)
-    notebook.dataset = SimpleNamespace(description="these jets")
-    assert notebook.published_encoder(1) is None
-    encoder = notebook.TASK2G.ResNet15()
-    card = {
-        "profile": notebook.PROFILE,
-        "data": "these jets",
-        "loss": "SimCLR",
-        "views": notebook.VIEWS,
-    }
-    for change, taken in (({}, True), ({"data": "others"}, False), ({"loss": "VICReg"}, False)):
-        path = tmp_path / "task2g_ssl_vit" / "resnet_pretrained1.safetensors"
-        save_weights(path, encoder, card | change)
-        assert (notebook.published_encoder(1) is not None) == taken
-        assert notebook.published_encoder(0) is None
-    notebook.CONFIG = replace(notebook.CONFIG, passes=99)
-    save_weights(path, encoder, card)
-    assert notebook.published_encoder(1) is None
 
 
 def test_every_job_gets_the_rate_with_the_best_quality(notebook, monkeypatch):
