@@ -153,7 +153,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(64, 32, 32, 40, 2, 16, 16, (0, 1), 1, 1, (1.0,), 20, 20, 4, 20),
     "quick": Config(2_000, 400, 100, 120, 4, 32, 32, (0, 1), 4, 2, (1.0,), 300, 60, 100, 200),
-    "standard": Config(450_000, 20_000, 16_000, 2_400, judge_passes=10),
+    "standard": Config(350_000, 20_000, 16_000, 2_400, judge_passes=10),
     "full": Config(4_000_000, 150_000, 60_000, 3_000, 10, 64, 256, passes=30),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
