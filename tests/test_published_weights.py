@@ -251,7 +251,7 @@ NUMBERS: dict[str, tuple[tuple[str, ...], str | None, Callable[..., Entry]]] = {
     "common_task1": (("metrics", "roc_auc"), "electrons_and_photons", classified),
     "task2a_higgs_transformer": (("metrics", "roc_auc"), "higgs_rows", classified),
     "task2b_superres_gan": (
-        ("variants", "per_channel", "gan", "occupancy_ecal"), "quarks_and_gluons", generated_hits,
+        ("variants", "per_channel", "gan", "ecal_hits"), "quarks_and_gluons", generated_hits,
     ),
     "task2c_sparse_vae": (("metrics", "roc_auc"), "tops_and_qcd", classified),
     "task2d_diffusion": (("parameters",), None, trained_parameters),
