@@ -61,6 +61,7 @@ show_results("task2b_superres_gan")
 
 # %%
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ class Config:
     resamples: int = 100  # of the bootstrap of FPD
 
 
-TRIED = {"gan": (0.1, 1.0), "esrgan": (0.01, 0.1)}
+TRIED = {"gan": (0.1, 1.0, 10.0), "esrgan": (0.01, 0.1)}
 ONE = {"gan": (0.1,), "esrgan": (0.01,)}
 PASSES = {"start": 4, "likelihood": 7, "gan": 1, "independent": 11, "flow": 11, "srresnet": 3, "esrgan": 1}  # fmt: skip
 FEW = dict.fromkeys(PASSES, 1) | {"independent": 2, "flow": 2}  # as many as start and likelihood
@@ -190,7 +191,9 @@ def lowest_track(rows: np.ndarray) -> float:
 
 cut = lowest_track(splits.train)
 low, high = dataset.pair(splits.train[:500])
-wrong = dict(zip(("cells", "tracks", "towers"), impossible(high, low, cut).sum(0), strict=True))
+wrong = dict(
+    zip(("cells", "tracks", "towers"), impossible(high, low, cut).sum(0).tolist(), strict=True)
+)
 print(f"cut-off {cut:.3f} GeV; wrong in {len(high)} true jets: {wrong}")
 
 # %% [markdown]
@@ -263,14 +266,14 @@ FEATURES = 2 * 3 * WINDOW + 2 * 8 + 2
 
 
 # %%
-class CellByCell(nn.Module):
+class CellByCell(nn.Module, ABC):
     """Low resolution (B, 3, 64, 64) and standard normal noise (B, noise, 64, 64) -> (B, 3, 125, 125)."""
 
     noise = 1
 
+    @abstractmethod
     def draw(self, low: torch.Tensor, noise: torch.Tensor, jet: torch.Tensor, cell: torch.Tensor) -> tuple:  # fmt: skip
         """Pixels and hits of tracks and ECAL in active cells, (n, 2, 4) each."""
-        raise NotImplementedError
 
     def forward(self, low: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         jet, cell = active_cells(low)
@@ -1088,18 +1091,20 @@ true = measured["truth"][0]
 # **Can they be told from true jets?** AUC of the judge that tells better, on patches of test jets that it was not trained on.
 # The intervals (95 %) contain which jets it is scored on, patches of one jet drawn together, and how a training ends; ▲ marks
 # jets that are harder to tell than those of the likelihood arm, ▼ easier ones. The difference column answers whether the
-# adversarial term earns its place. For two arms the independent jets have judges of their own, trained on about as many
-# patches.
+# adversarial term earns its place.
 
 
 # %%
-def compared(scores: dict[str, list[dict]]) -> tuple[Comparison, dict[str, str]]:
-    """The two-sample AUC of arms from the scores of judges, and the judge that tells each better."""
+JUDGES = ("trees", "CNN")
+
+
+def compared(scores: dict[str, list[dict]], judge: str | None = None) -> tuple[Comparison, dict[str, str]]:  # fmt: skip
+    """The two-sample AUC of arms by a judge; None: by the one that tells each arm better, and its name."""
     jet, judges = scores["gan"][0]["jet"], {}
     label = np.repeat([0, 1], len(jet) // 2)
     for arm, runs in scores.items():
-        auc = {j: np.mean([roc_auc(label, one[j]) for one in runs]) for j in ("trees", "CNN")}
-        judges[arm] = max(auc, key=auc.get)
+        auc = {j: np.mean([roc_auc(label, one[j]) for one in runs]) for j in JUDGES}
+        judges[arm] = judge or max(auc, key=auc.get)
     scores = {arm: [one[judges[arm]] for one in runs] for arm, runs in scores.items()}
     return Comparison(roc_auc, label, scores, "likelihood", higher_is_better=False, n_resamples=200, groups=jet), judges  # fmt: skip
 
@@ -1110,17 +1115,29 @@ def judged_again(name: str, make: Callable, jets: object, each: int) -> dict[str
     return judged(name, *joined([patches_of(*batch, each) for batch in images]))
 
 
-comparison, judges = compared({arm: [m.judged for m in runs] for arm, runs in measured.items()})
+verdicts = {"test jets": {arm: [m.judged for m in runs] for arm, runs in measured.items()}}
+comparison, judges = compared(verdicts["test jets"])
 frame = comparison.table()
 frame.insert(1, "judge", [judges[arm] for arm in frame.index])
-independent = None
+display(frame.rename(index=LABELS).rename_axis("two-sample AUC of patches"))
+
+# %% [markdown]
+# **Does the adversarial term earn its place?** Both judges on both samples, whichever of them tells better. The independent jets
+# have judges of their own, trained on about as many patches.
+
+# %%
+PAIR = ("gan", "likelihood")
 if fresh:
     each = max(1, round(CONFIG.judged * len(test) / len(fresh)))
-    independent, _ = compared(for_trainings(judged_again, ["gan", "likelihood"], fresh, each))
-    values = {arm: f"{v.mean():.4f}" for arm, v in independent.values.items()}
-    values["gan"] += f" {independent.mark('gan')}"
-    frame["independent jets"] = [values.get(arm, "") for arm in frame.index]
-display(frame.rename(index=LABELS).rename_axis("two-sample AUC of patches"))
+    verdicts["independent jets"] = for_trainings(judged_again, PAIR, fresh, each)
+duel, rows = {}, {}
+for where, scores in verdicts.items():
+    for judge in JUDGES:
+        one = duel[where, judge] = compared({arm: scores[arm] for arm in PAIR}, judge)[0]
+        table = one.table()
+        rows[f"{judge}, {where}"] = table.value.to_dict() | {"difference": table.iloc[:, -1]["gan"]}
+frame = pd.DataFrame.from_dict(rows, orient="index")[[*PAIR, "difference"]].rename(columns=LABELS)
+display(frame.rename_axis("two-sample AUC of patches"))
 
 # %% [markdown]
 # **One jet**, of middle $p_T$. Tower energies are certain, and a track's position is known up to four pixels; most of what is
@@ -1156,15 +1173,18 @@ plt.show()
 
 
 # %%
+FPD_BATCHES = 4  # draws of every sample size, in the value as in the bootstrap
+
+
 def fpd_entry(runs: list[SimpleNamespace]) -> dict[str, float]:
     """FPD of an arm: mean over trainings with its 95 % interval."""
     half, rng = len(test) // 2, np.random.default_rng(0)
     reference = true.observables.to_numpy()[:half]
     others = [m.observables.to_numpy()[half:] for m in runs]
-    values, draws = [fpd(reference, x)[0] for x in others], []
+    values, draws = [fpd(reference, x, FPD_BATCHES)[0] for x in others], []
     for _ in range(CONFIG.resamples):
         i, j = rng.integers(half, size=half), rng.integers(len(others[0]), size=len(others[0]))
-        draws.append(np.mean([fpd(reference[i], x[j], batches=2)[0] for x in others]))
+        draws.append(np.mean([fpd(reference[i], x[j], FPD_BATCHES)[0] for x in others]))
     spread = np.std(values, ddof=1) if len(values) > 1 else None
     width = half_width(np.var(draws, ddof=1), [(spread or 0.0) ** 2], [len(values)])
     return metric_entry(np.mean(values), np.mean(values) - width, np.mean(values) + width, spread)
@@ -1245,6 +1265,8 @@ for name, axis in zip(PLOTTED, axes, strict=True):
         )
         axis.plot(x, ratio, label=LABELS[arm], **style)
     axis.set(title=name, xlabel="|GeV| in a pixel", xscale="log", ylim=(0.6, 1.4))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.tick_params(axis="x", which="minor", labelbottom=False)
 axes[0].set_ylabel("pixels / true")
 fig.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, 0.02))  # fmt: skip
 plt.show()
@@ -1318,15 +1340,14 @@ def verdict(comparison: Comparison, arm: str, other: str) -> str:
 
 blind = full["gan"]["tracks"]
 found = {
-    "GAN against likelihood alone": verdict(comparison, "gan", "likelihood"),
     "GAN against the conditional flow": verdict(comparison, "gan", "flow"),
     "tracks placed by the GAN against a blind draw": WORDS["▲" if blind["high"] < 1 else "▼" if blind["low"] > 1 else "="]
     + f": {blind['value']:.4f} [{blind['low']:.4f}, {blind['high']:.4f}]",
     "tagger on generated jets against low resolution": verdict(tagging, "super", "low"),
     "tagger on true jets against low resolution": verdict(tagging, "high", "low"),
 }  # fmt: skip
-if independent:
-    found["GAN against likelihood alone, independent jets"] = verdict(independent, "gan", "likelihood")  # fmt: skip
+for (where, judge), one in duel.items():
+    found[f"GAN against likelihood alone, {judge}, {where}"] = verdict(one, "gan", "likelihood")
 display(pd.DataFrame.from_dict(found, orient="index", columns=["this run"]))
 
 # %% [markdown]
@@ -1338,7 +1359,7 @@ counted = {arm: [int(m.impossible.sum()) for m in measured[arm]] for arm in LABE
 claims = {
     "nothing impossible in images that are shared out cell by cell":
         not any(sum(counted[arm]) for arm in LABELS if arm not in PAINTERS),
-    "image networks make several impossible cells per jet": min(counted["esrgan"] + counted["srresnet"]) > 2 * len(test),
+    "image networks make several impossible cells, tracks or towers per jet": min(counted["esrgan"] + counted["srresnet"]) > 2 * len(test),
     "cells that know each other are harder to tell than independent ones":
         comparison.better("likelihood", "independent"),
     "harder to tell than the table of training cells": comparison.better("gan", "table"),
@@ -1423,7 +1444,7 @@ metrics = run.save_metrics(
     floors={"true_jets": described("truth")},
     variants={
         "per_channel": full,
-        "independent_jets": {arm: independent.entry(arm) for arm in independent.values} if independent else {},
+        "judges": {f"{judge}, {where}": {arm: one.entry(arm, "gan") for arm in PAIR} for (where, judge), one in duel.items()},
         "tagger": {name: tagging.entry(name) for name in tags},
     },
     claims={sentence: bool(shown) for sentence, shown in claims.items()},
