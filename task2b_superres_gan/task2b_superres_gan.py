@@ -52,7 +52,7 @@ show_results("task2b_superres_gan")
 # ones. Those of independent cells after as many passes, of a flow per cell and of a table of training cells are much easier to
 # tell, and small image networks make jets that cannot exist. **At the weights that were tried, the adversarial term does not show that
 # it earns its place:** by the judge that tells better there is no measurable difference from the same generator trained for about as
-# long without a discriminator, on test jets (column *minus likelihood alone*) and on independent ones. The discriminator tells
+# long without a discriminator, on test jets and on independent ones. The discriminator tells
 # independent cells with ease and cells in turns hardly. The tracks that are drawn are no closer to the true ones than a blind draw,
 # and a tagger on observables of whole jets shows no difference of true or generated high resolution from the low one.
 
@@ -1473,14 +1473,14 @@ metrics = run.save_metrics(
 # own; the comparison with the real patch of the same place takes much of the noise away. A latent map that neighbours share
 # is not needed for cells in turns: what is drawn first is what the others follow.
 #
-# **Does the adversarial term earn its place?** It does not show it. By the judge that tells better, the generator with it is not
-# measurably different from the one without, on test jets and on independent ones. Its mean is the better one both times. On validation
-# jets, too, but there this number chose $\lambda$. The largest weight tried is the best one and the GAN has a single pass, so a
-# gain at larger weights or in a longer training is not excluded. One of four comparisons does see one: by the convolutional judge, which
-# tells both arms less than trees do and therefore is not in the table, the GAN's patches are slightly harder to tell on
-# the independent jets. The discriminator's held-out AUC against cells in turns is close to one half before it teaches and about
+# **Does the adversarial term earn its place?** It does not show it. By trees, which tell both arms better than the convolutional
+# judge does, the generator with it is not measurably different from the one without, on test jets and on independent ones. All four
+# differences have the better sign; one of the four, by the judge that tells less, on the independent jets, excludes zero (section 5). One
+# in four is no proof. Of the weights tried, the middle one is the best on validation jets, so a larger weight is not what is
+# missing; the GAN has a single pass, so a gain in a longer training is not excluded. The
+# discriminator's held-out AUC against cells in turns is close to one half before it teaches and about
 # the same afterwards, while against independent cells it tells with ease. But trees find more in cells in turns than a convolutional
-# network does (column *judge*), so part of what is left to teach may be what this discriminator cannot see. Whether an
+# network does, so part of what is left to teach may be what this discriminator cannot see. Whether an
 # adversarial term could replace the turns, where there is much to teach, was not tried.
 #
 # **What whole jets and measures of likeness do not see.** FPD compares 34 numbers of a jet, many of them fixed by the low resolution,
