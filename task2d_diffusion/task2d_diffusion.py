@@ -1753,8 +1753,8 @@ metrics = run.save_metrics(
 # No copying was found; one jet in a hundred would not have shown either. Within the ablations flow matching's weighting does as
 # well as the likelihood, EDM's is worse.
 #
-# The VAE hardly leaves independent towers. The GANs leave them, each training in another direction, and get nowhere near real jets:
-# their trainings scatter more than any other arm's (table of distances). A reason may be that both have to say a whole jet at
+# The VAE hardly leaves independent towers. The GANs leave them, each training by another amount, and get nowhere near real jets (table
+# of distances). A reason may be that both have to say a whole jet at
 # once, and the diffusion model only what is missing from a noisy one.
 #
 # *Pixels.* The judge of pixels tells real towers with pixels of the library as easily as generated ones. So what gives images
