@@ -16,7 +16,7 @@ else
   READY := .venv/ready
 endif
 
-# Idle Dask processes look at themselves up to a hundred times per second: 8 % of a core, with these two 2 %.
+# Idle Dask processes profile themselves up to a hundred times per second (8 % of a core); these two make it 2 %.
 export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED := False
 export DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL := 1s
 # A machine that slept for some minutes has not lost its workers.
@@ -28,14 +28,14 @@ FLAGS := --profile $(PROFILE) --data-source $(DATA_SOURCE) $(if $(DATA),--data "
 .PHONY: help all test data pdf site score independent results badges publish reword check bench colab-check clean distclean $(TASKS)
 
 help:  ## this text
-	@echo "usage: make <target> [PROFILE=quick|standard|full] [DATA_SOURCE=auto|official|standin]"
+	@echo "usage: make <target> [PROFILE=smoke|quick|standard|full] [DATA_SOURCE=auto|official|standin]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  <task>      one task: data, executed notebook, weights and PDF in build/PROFILE/<task>/"
 	@for task in $(TASKS); do echo "                $$task"; done
 	@echo
-	@echo "  PROFILE      smoke (seconds, for tests), quick (CPU, minutes), standard (CPU, one to two hours"
+	@echo "  PROFILE      smoke (seconds, for tests), quick (CPU, minutes), standard (CPU, minutes to hours"
 	@echo "               per task), full (every event of the official files, one GPU)"
 	@echo "  DATA_SOURCE  auto: official files if they are on disk, else simulated stand-in events;"
 	@echo "               official: fetch what the profile needs; standin: simulate"
@@ -86,17 +86,17 @@ bench: $(READY)  ## speed ratios: simulation, loading, training, inference
 colab-check: $(READY)  ## every notebook alone, with Colab's packages (3 GB): PYTHON=python3.13 [TASK=...]
 	@$(PY) -m tools.colab_check --python $(PYTHON) $(TASK)
 
-clean:  ## remove build/ and caches (keeps data and .venv)
+clean:  ## remove build/ (unpublished runs and training states, too) and caches; keeps downloads and .venv
 	@rm -rf build .pytest_cache .ruff_cache data/files/cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove data/files and .venv too
+distclean: clean  ## clean, and remove data/files (every download) and .venv, too
 	@rm -rf data/files .venv *.egg-info
 
 # Made anew only when the requirements change; a broken attempt leaves no `ready` behind.
 .venv/ready: requirements.txt requirements-simulation.txt pyproject.toml
 	@echo "setting up .venv (some minutes, once) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: CPython 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one with PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "error: CPython 3.11, 3.12 or 3.13 is needed, found " + sys.version.split()[0] + "; name one with PYTHON=...")'
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -94,7 +94,7 @@ def test_a_run_with_a_false_claim_is_refused_and_true_ones_stand_in_the_card(pro
     metrics = json.loads(metrics_file.read_text())
     claims = {"better than boosting": True, "calibrated": False}
     metrics_file.write_text(json.dumps(metrics | {"claims": claims}))
-    with pytest.raises(InputError, match="true claims, found false: calibrated; correct"):
+    with pytest.raises(InputError, match="all claims to hold, these do not: calibrated; correct"):
         publish(TASK, "quick")
     metrics_file.write_text(json.dumps(metrics | {"claims": {"better than boosting": True}}))
     publish(TASK, "quick")

@@ -62,12 +62,20 @@ def test_official_events_lead_the_best_arm_first() -> None:
     metrics["variants"] = {"official_rows": arms}
     block = results_block({TASK: metrics})
     official, standins = block.split("**On simulated stand-in events**")
-    rows = [line for line in official.splitlines() if line.startswith(f"| [{metrics['title']}]")]
+    rows = [line for line in official.splitlines() if "| the " in line]
     assert len(rows) == 4
+    assert rows[0].startswith(f"| [{metrics['title']}]({TASK}) | ")
+    assert rows[1].startswith("|  | ")  # the task's name once
     assert "the better one | ROC-AUC **0.860** [0.850, 0.870] |" in rows[0]
     assert "the worse one | ROC-AUC 0.700 [0.690, 0.710] |" in rows[1]  # only the best is bold
-    assert f"| | others: {public_result(TASK)} | |" in official
+    assert f"| | others, on test events of their own | {public_result(TASK)} |" in official
     assert "0.8000" in standins
+    arms["better"]["info"]["description"] = "network of others"  # last, whatever it reaches
+    del arms["fourth"], arms["fifth"]
+    block = results_block({TASK: metrics})
+    ours = block.index("the worse one | ROC-AUC **0.700**")
+    assert ours < block.index("network of others")
+    assert "network of others | ROC-AUC 0.860" in block
 
 
 def test_every_task_has_a_public_result_with_its_source() -> None:

@@ -118,7 +118,9 @@ def refuse_unfit(task: str, profile: str, allow_smaller: bool) -> None:
         raise InputError(f"{where}: expected a complete run, found {reason}; {again}")
     metrics = read_json(run / "metrics.json")
     if metrics["provenance"].get("source_hash") != source_hash(task):
-        raise InputError(f"{where}: expected a run of today's {task}.py, found an older; {again}")
+        raise InputError(
+            f"{where}: expected a run of today's {task}.py, found an older one; {again}"
+        )
     if metrics.get("data", {}).get("source") == "file":
         raise InputError(
             f"{where}: expected a run on data of the catalog, found one on files given as DATA; "
@@ -127,8 +129,8 @@ def refuse_unfit(task: str, profile: str, allow_smaller: bool) -> None:
     false = [claim for claim, holds in metrics.get("claims", {}).items() if not holds]
     if false:
         raise InputError(
-            f"{where}: expected true claims, found false: {'; '.join(false)}; correct the prose "
-            "and its claims, or the network"
+            f"{where}: expected all claims to hold, these do not: {'; '.join(false)}; "
+            "correct the prose and its claims, or the network"
         )
     notebook = run / f"{task}.ipynb"
     problems = notebook_problems(notebook, task)

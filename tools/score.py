@@ -100,7 +100,7 @@ def score(
 
     if task not in LOADERS:
         raise InputError(
-            f"{task}: expected a task whose samples can be scored, found another; "
+            f"{task}: expected a task that make score supports, found another; "
             f"known: {', '.join(LOADERS)}"
         )
     print(

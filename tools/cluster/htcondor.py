@@ -30,7 +30,7 @@ def htcondor_cluster(options: argparse.Namespace) -> "HTCondorCluster":
 @command_line
 def main(arguments: list[str] | None = None) -> int:
     options = parser("tools.cluster.htcondor", __doc__)
-    options.add_argument("--disk", default="10GB", help="of a job")
+    options.add_argument("--disk", default="10GB", help="per job")
     options.add_argument("--flavour", help="CERN's classes of run time: longlunch, workday, ...")
     chosen, rest = options.parse_known_args(arguments)
     with htcondor_cluster(chosen) as cluster:

@@ -35,16 +35,16 @@ def parser(module: str, text: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     options.add_argument("--workers", type=int, default=4, help="jobs; one notebook at a time each")
-    options.add_argument("--cores", type=int, default=4, help="of a job")
-    options.add_argument("--memory", default="8GB", help="of a job")
-    options.add_argument("--gpu", action="store_true", help="one GPU a job")
+    options.add_argument("--cores", type=int, default=4, help="per job")
+    options.add_argument("--memory", default="8GB", help="per job")
+    options.add_argument("--gpu", action="store_true", help="one GPU per job")
     options.add_argument("--interface", help="network of scheduler and workers, such as ib0")
     options.add_argument("--show", action="store_true", help="print the job script, submit nothing")
     return options
 
 
 def worker_options(options: argparse.Namespace) -> dict[str, object]:
-    """Keywords of every dask_jobqueue cluster: one worker a job, which works in this folder.
+    """Keywords of every dask_jobqueue cluster: one worker per job, which works in this folder.
 
     The batch system limits the memory, for the notebooks run in processes that Dask cannot see.
     """
