@@ -41,14 +41,17 @@ install_missing()
 show_results("common_task1")
 
 # %% [markdown]
-# **What was found.** All events of this run are simulated; the column of real images is the only exception. Both particles
-# make nearly the same shower; what differs happens in the tracker before it. An electron bends in the field and radiates,
-# always to the same side, while a photon either converts to a pair or arrives untouched. The network beats the plain
-# ResNet-15 of the end-to-end papers, trained for as many epochs; that one is smaller and sees the raw channels alone. It also
-# beats boosted trees and eight perceptrons that get the same shower shapes, energy profiles and central crystals: to these
-# the convolutions add a little. Photons that converted are hard to tell from electrons, and so are electrons that did not radiate.
-# The simulated times add nothing that we could measure, and the headline network does without them. On a hundred
-# real images a network that others trained on official events is better than ours.
+# **What was found.** On stand-in events, simulated in this repository in place of the official files, the network has a higher
+# ROC-AUC than boosted trees or perceptrons that see shower shapes, energy profiles and central crystals, and than the plain
+# ResNet-15 of the end-to-end papers. The 95 % interval of each difference, over test events and trainings, excludes zero. But the
+# convolutions add only a little to the perceptrons; and the plain ResNet-15, trained for as many epochs, is smaller, sees only
+# the raw channels and was still improving at the end. The simulated times add nothing measurable; the headline network does
+# without them. On a hundred official images (simulated by CMS, but called real in the tables) our AUC is clearly lower, and a
+# network that others trained on official events is better.
+#
+# Both particles make nearly the same shower; the differences arise in the tracker. An electron bends in the field and radiates,
+# always to the same side because all electrons here have one charge; a photon converts to a pair or arrives untouched. Converted
+# photons are hard to tell from electrons, and electrons that did not radiate from photons.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -120,10 +123,9 @@ print(run.summary())
 
 # %% [markdown]
 # ## 2. Data
-# The loader reads the two official HDF5 files where they are on disk, and otherwise stand-in events simulated in the
-# same schema; `data/README.md` compares them with real ones. Three quarters of the events train (76 %), 4 % choose
-# the epoch and everything else that is chosen, and 20 % are the test set, scored once in section 5. Identical
-# images stay on one side of the split.
+# The loader reads the two official HDF5 files if they are on disk, otherwise stand-ins in the same schema (compared in
+# `data/README.md`). Of the events, 76 % train, 4 % serve for all choices, such as the epoch, and 20 % are the test set, scored
+# only in section 5. Identical images stay on one side of the split.
 
 # %%
 dataset = load_electron_photon(DATA_SOURCE, PROFILE, path=DATA)
@@ -133,9 +135,9 @@ parts = splits._asdict().items()
 print(", ".join(f"{part}: {len(r):,} events, {y[r].mean():.1%} electrons" for part, r in parts))
 
 # %% [markdown]
-# Rows are $i\eta$, columns $i\varphi$; the highest crystal almost always sits at [16][16]. The average electron differs from the
-# average photon mostly along $\varphi$, and differently on its two sides: the field bends one charge one way. Along $\eta$ the
-# difference is the same on both sides. So an image mirrored in $\eta$ is as good as the original, one mirrored in $\varphi$ is not.
+# Rows are $i\eta$, columns $i\varphi$; the highest crystal, called the seed crystal, is almost always at [16][16]. The two
+# averages differ mostly along $\varphi$, and not equally on the two sides, because all electrons bend the same way. Along $\eta$
+# the difference looks the same on both sides. So images may be mirrored in $\eta$, but not in $\varphi$.
 
 
 # %%
@@ -159,20 +161,19 @@ plt.show()
 
 # %% [markdown]
 # ## 3. Model
-# **Input.** A crystal measures between a few MeV and 70 GeV. On a linear scale soft radiation is invisible beside the
-# seed, so the network gets three views of the energy: $E$, $\sqrt E$ and $\ln(1 + E/10\,\mathrm{MeV})/8$. Times come, for
-# the arm that has them, weighted by their significance: a soft hit's time scatters by tens of ns and is mostly noise.
+# **Input.** A crystal measures between a few MeV and about 70 GeV. On a linear scale soft radiation is invisible beside the seed
+# crystal, so the network gets three views of the energy: $E$, $\sqrt E$ and $\ln(1 + E/10\,\mathrm{MeV})/8$. A second version
+# (arm) also gets each time multiplied by its energy, because the time of a soft hit scatters by tens of ns and is mostly noise.
 #
-# **Architecture.** A residual network of 15 convolutions (He et al. 2016), fitted to these images. It sees the 16 central
-# rows, which hold nearly all of the shower. There is no max-pool. A learned *position map* is added after the stem, because in a centred
-# image the place of a hit has a meaning that pooling throws away; mean and maximum go to the head, with dropout. Shortcuts
-# pool instead of skipping pixels, and blocks begin with a zero last norm.
+# **Architecture.** A residual network of 15 convolutions (He et al. 2016), adapted to these images. It sees the 16 central rows,
+# which hold nearly all of the shower, and has no max-pool. A learned *position map* is added after the stem, because in a centred
+# image the place of a hit has a meaning that pooling discards. The head gets mean and maximum of every channel, with dropout.
+# Shortcuts pool instead of skipping pixels; the last norm of every block starts at zero.
 #
-# Beside the convolutions, perceptrons see what physicists would measure: shower shapes, the energy profiles along $\eta$ and
-# $\varphi$, and the $7\times7$ crystals around the seed. There are eight, which share all matrices (TabM, Gorishniy et al.
-# 2024); each has its own scales of the inputs, $+1$ or $-1$ to begin with, and its own last layer. The one logit of the
-# convolutions is added to the logit of each. Each of the eight sums has its own loss, and their mean is the answer. The
-# perceptrons alone are an arm of their own. The trees get exactly the same quantities, and times besides.
+# Beside the convolutions, eight perceptrons see what physicists would measure: shower shapes, energy profiles along $\eta$ and
+# $\varphi$, and the central $7\times7$ crystals. They share all matrices (TabM, Gorishniy et al. 2024); each has its own input
+# scales, initially $+1$ or $-1$, and its own last layer. The single logit of the convolutions is added to each of the eight
+# logits. Each sum has its own loss, and their mean is the answer. The perceptrons alone are a separate arm.
 
 
 # %%
@@ -283,7 +284,7 @@ class ElectronPhotonResNet(nn.Module):
 
 
 # %% [markdown]
-# **Plain ResNet-15**, the baseline: the network of the end-to-end papers (arXiv:1902.08276), $7\times7$ stem, max-pool,
+# **Plain ResNet-15**, the baseline, is the network of the end-to-end papers (arXiv:1902.08276): a $7\times7$ stem, max-pool and
 # $1 + 2\cdot(3+1+3) = 15$ convolutions from torchvision's `BasicBlock`, on the two raw channels.
 
 # %%
@@ -334,11 +335,10 @@ display(pd.DataFrame(sizes).T.rename(index=LABELS))
 
 # %% [markdown]
 # ## 4. Training
-# Binary cross-entropy of every member, AdamW, a one-cycle schedule (Smith & Topin 2018), images mirrored in $\eta$ with
-# probability one half, and an exponential moving average of the weights for evaluation, where the answer is the mean logit over
-# an image and its mirror image. All networks, the plain one included, get all of this and see the same events equally often.
-# The batch order depends on seed and epoch only, and the state is saved after every epoch: an interrupted run continues
-# bit for bit.
+# All networks are trained with binary cross-entropy, AdamW, a one-cycle schedule (Smith & Topin 2018) and images mirrored in
+# $\eta$ with probability one half, and see the same events equally often. For evaluation, an exponential moving average of the
+# weights is used, and the logits of an image and its mirror image are averaged. Batch order depends only on random seed and
+# epoch, and the state is saved after every epoch, so an interrupted run continues bit for bit.
 
 
 # %%
@@ -415,7 +415,7 @@ def train(name: str, model: nn.Module, rows: np.ndarray, config: Config, seed: i
 
 
 # %% [markdown]
-# Before hours are spent: a network of this kind must be able to memorise one batch.
+# A check before hours of training: can this network memorise one batch?
 
 
 # %%
@@ -460,10 +460,10 @@ trained = dict(zip(plan, side_by_side(train_arm, jobs), strict=True))
 models = {key: restored(key[0], weights) for key, (_, weights) in trained.items()}
 
 # %% [markdown]
-# **Boosted trees**, the classical solution, get what the perceptron gets: sums and shares of energy in windows, widths,
-# skewness and asymmetries in both directions, the highest crystals, hits, profiles and the central crystals. Mean, spread
-# and seed value of the times come on top. The settings in the table compete on part of the training events, by the loss on
-# validation events; the best is fitted to all. The trees learn from the images as they are, without mirror images.
+# **Boosted trees**, the classical solution, get what the perceptrons get: energy sums and shares in windows, widths, skewness,
+# asymmetries, the highest crystals, numbers of hits, profiles and central crystals. They also get the mean and spread of the
+# times and the seed crystal's time. The settings in the table compete on part of the training events, by validation loss; the
+# best is fitted to all.
 
 
 # %%
@@ -486,8 +486,7 @@ trees = computed_once(
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
-# **Choice.** Energy alone, or energy and time? The mean validation AUC of the trainings decides. Means that agree to four digits
-# are a tie, which goes to the energy alone.
+# **Choice.** Energy alone, or energy and time? The higher mean validation AUC decides; a tie to four digits goes to energy alone.
 
 # %%
 best = {key: history.score.max() for key, (history, _) in trained.items()}
@@ -510,9 +509,9 @@ plt.show()
 
 # %% [markdown]
 # ## 5. Evaluation
-# The test set is scored here, once, by every arm; the trees, like the networks, answer for an image and its mirror image. The
-# intervals (95 %) contain which events are in the test set and, for our networks, how a training ends. ▲ marks a
-# difference whose interval excludes zero.
+# Every arm scores the test set here, once; trees and networks average over an image and its mirror image. The 95 % intervals
+# cover the choice of test events and, for networks, the spread of trainings. ▲ (better) and ▼ (worse) mark differences whose
+# interval excludes zero.
 
 
 # %%
@@ -536,8 +535,8 @@ pd.DataFrame(
 ).round(4)
 
 # %% [markdown]
-# **The task's figure.** Left, the ROC curves as background rejection. Middle, the same divided by the rejection of the trees:
-# curves that overlap on the left are apart here. Right, what the network predicts for each class.
+# **ROC curves.** Left: background rejection, averaged over trainings. Middle: its ratio to that of the trees, which separates the
+# curves. Right: what the first training predicts for each class.
 
 
 # %%
@@ -564,9 +563,9 @@ plotting.score_distributions(axes[2], y_test, scores[headline][0], ("photon", "e
 plt.show()
 
 # %% [markdown]
-# **Where it works.** The simulation knows which photons converted and which electrons radiated (the official files do not,
-# and the network never sees it). Left: the AUC of photons of one kind against all electrons. Right: of electrons
-# that radiated so many photons above 1 GeV, against all photons. Bars are 95 % intervals.
+# **Where it works.** Unlike the official files, the simulation records which photons converted and which electrons radiated; the
+# network never sees this. Left: photons of one kind against all electrons. Right: electrons by the number of photons above 1 GeV
+# that they radiated, against all photons. Error bars are 95 % intervals; percentages are shares of the class.
 
 
 # %%
@@ -612,10 +611,9 @@ if dataset.truth is not None:
     plt.show()
 
 # %% [markdown]
-# **Real events and other networks**, where the folder named by `E2E_REAL_SAMPLES` is at hand. Our network, trained on stand-ins,
-# sees 100 real images. And a network that others trained on official events sees some of our test events and the same real
-# images. This is no independent test of the simulation: it was calibrated on real images and on that very network
-# (`data/README.md`).
+# **Official events and another network**, if the folder named by `E2E_REAL_SAMPLES` is available. Our network scores 100 official
+# images (real in the table); one that others trained on official events scores these and some of our test events. This is no
+# independent test of the simulation, which was calibrated on official images and on that very network (`data/README.md`).
 
 # %%
 REAL_FILE = REAL_SAMPLES / "egamma_real_100.npz"
@@ -666,7 +664,7 @@ display(pd.DataFrame.from_dict(words, orient="index", columns=["ROC-AUC"]))
 
 # %% [markdown]
 # ## 6. What this run shows
-# The main claims of this notebook, checked on this run's numbers. A run in which one is false is not published.
+# The main claims of this notebook, checked against this run's numbers. A run in which one is false is not published.
 
 # %%
 claims = {
@@ -710,9 +708,9 @@ update_results(table.rename(columns={"value": "ROC-AUC"}))
 
 # %% [markdown]
 # ## 7. Weights and metrics
-# Weights are stored as safetensors, and those of the training that is best on validation events as an ONNX graph that
-# carries the whole preprocessing: raw images as they are in the official HDF5 file go in, $P(\mathrm{electron})$ comes
-# out. `make score TASK=common_task1 DATA=file` runs it on an independent sample without PyTorch.
+# Weights are stored as safetensors. The training that is best on validation events is also saved as an ONNX graph that turns raw
+# images of the official HDF5 files into $P(\mathrm{electron})$. On an independent sample it runs without PyTorch:
+# `make score TASK=common_task1 DATA=file`.
 
 
 # %%
@@ -786,26 +784,26 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 8. Discussion, limits, references
-# **What carries the information.** At this momentum an electron is bent by less than one crystal on its way, so most of
-# what it radiates lands in the same few crystals, and the classes differ in how the energy is shared there and in
-# a faint trail along $\varphi$. Sums, widths, asymmetries, profiles and the central crystals hold most of that: perceptrons and
-# trees on these alone come close to the network, and what the convolutions add is small, but more than chance. An
-# untouched photon makes the narrowest shower there is and is the easy case. A converted one is two electrons, and is hard for
-# the network as for the trees; an electron that did not radiate is as narrow as a photon.
+# **What carries the information.** At this momentum an electron is bent by less than one crystal before the calorimeter, so most
+# of what it radiates lands in the same few crystals. The classes differ in how these share the energy and in a faint trail along
+# $\varphi$. The measured quantities hold most of that: perceptrons and trees come close to the network, and the convolutions add
+# little, but more than chance. Photons that did not convert are the easy case. Converted ones are hard for network and trees
+# alike, above all if they converted late. Hardest of all are electrons that did not radiate, presumably because they shower like
+# untouched photons.
 #
-# **Time.** The simulation draws a crystal's time from the energy and the noise of its hit alone, as both particles arrive
-# together at a fixed momentum. That such times add nothing is therefore a check of the network, not a discovery; whether
-# official times carry more is open.
+# **Time.** A simulated time depends only on the hit's energy and noise, because both particles arrive together at a fixed
+# momentum. That such times add nothing is a check of the network, not a discovery; whether official times carry more is open.
 #
-# **Limits.** On stand-in events a number compares methods on the same events; it does not predict the AUC on the
-# official files. The simulation was calibrated on real images and on networks that others trained on official events; that
-# such a network separates our events was therefore to be expected. Its AUC is about the same on our events as on the
-# hundred real images, while that of our network is much lower on the real ones: it may rely on details of the simulation. All
-# networks had the same learning rate and few epochs. Every training was best after its last one, so longer schedules might help,
-# the plain ResNet-15 perhaps most; they were not tried in this run. Trees were not fitted to mirror images. What the convolutions
-# would do without the perceptrons was not tried, nor single parts of the network. Not studied: pile-up,
-# endcaps, other momenta. The position map and the profiles rely on images that are centred on the seed crystal. A few
-# images of the official files are empty; they get the score of an empty image and count as what they are labelled.
+# **Limits.** Numbers on stand-ins compare methods; they do not predict the AUC on the official files. The other network has about
+# the same AUC on stand-ins as on the hundred official images (a wide interval), as expected after the calibration. Ours is much
+# lower on the official images: our network may rely on details of the simulation. Whether the other one was trained on these
+# images was not checked.
+#
+# All networks had the same learning rate and few epochs. Every training was best after its last epoch; longer schedules, not
+# tried, might help, the plain ResNet-15 perhaps most. The trees were not fitted to mirror images. Neither the convolutions
+# without the perceptrons nor any other part of the network was tested alone. Pile-up, endcaps and other momenta were not studied.
+# Position map and profiles rely on images centred on the seed crystal. The few empty images in the official files get the score
+# of an empty image and count with their label.
 #
 # **References.** K. He et al., *Deep residual learning*, arXiv:1512.03385. M. Andrews et al., *End-to-end jet
 # classification of quarks and gluons with the CMS open data*, arXiv:1902.08276. L. Smith, N. Topin,

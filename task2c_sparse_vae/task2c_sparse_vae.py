@@ -42,16 +42,21 @@ install_missing()
 show_results("task2c_sparse_vae")
 
 # %% [markdown]
-# **What was found**, on simulated stand-in jets. In a trigger every multiplication costs silicon or time. We count FLOPs on the
-# network that runs and never scale them with a ratio. The headline network was cut three times, with training in between. It needs
-# five times fewer FLOPs than the two networks at the top of the table and has a lower AUC, but they learned from a *teacher* and it
-# did not: against the same training without cuts nothing measurable is lost. With a teacher the same cut costs AUC measurably. A
-# small network of its size from random weights is worse where there are labels alone, barely and at this ratio only; once both have
-# a teacher, no difference is measurable. The unpruned network from random weights that was shown as many jets in all is better than
-# the headline. A network that computes *only where the jet is* starts seven times cheaper, and no dense network of up to twice its
-# FLOPs is measurably better; but a CPU needs longer for it than for a dense one of similar FLOPs, for one jet and in batches.
-# Pre-training helps measurably at no number of labels: with a hundred its mean is far higher, but trainings from random weights
-# end too differently there to tell.
+# **What was found**, on stand-in jets simulated with Pythia 8 (tops against QCD). Each network was trained three times. A
+# difference is measurable if its 95 % interval, over jets and trainings, excludes zero.
+#
+# - **Pruning.** The headline network was pruned three times, with training in between. It needs at most a fifth of the FLOPs of
+#   an unpruned one and loses nothing measurable against the same training without pruning. The two networks at the top of the
+#   table are better, but they had a *teacher* network and the headline did not; with one, as much pruning costs AUC measurably.
+# - **Rivals.** Boosted trees on jet shapes are worse than every network in the table. A network of the headline's size from
+#   random weights is worse with labels alone, barely and at this ratio only; with a teacher for both, no difference is
+#   measurable. An unpruned network from random weights that was shown as many jets in total is better than the headline.
+# - **Pre-training** helps measurably at no number of labels. With a hundred its mean AUC is far higher, but the trainings from
+#   random weights scatter too much for a verdict.
+# - **The sparse network** (bonus) computes only at towers with a track or calorimeter energy. Unpruned, it needs about seven
+#   times fewer FLOPs than the dense one, and at no ratio is a dense network of up to twice its FLOPs measurably better. But
+#   ignoring the other towers costs AUC, and a CPU takes longer than for a dense network of similar FLOPs, for one jet and in
+#   batches.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -106,9 +111,7 @@ DATA_SOURCE = os.environ.get("DATA_SOURCE", "auto")  # auto, official, standin
 DATA = os.environ.get("DATA") or None  # other files of the official schema, comma separated
 
 # %% [markdown]
-# A profile changes the number of jets, passes, pruning ratios and trainings, never the method. This notebook is longer
-# than most: a pruning curve means little without rivals of the same size, the same passes and the same teacher, and sparse
-# convolutions have to be written out, since no library for them runs everywhere.
+# A profile changes sizes and schedules, never the method. Sparse convolutions are written out here, so they need only PyTorch.
 
 
 # %%
@@ -172,13 +175,13 @@ print(run.summary())
 
 # %% [markdown]
 # ## 2. Data
-# `load_jets8` reads the official HDF5 files where they are on disk, and otherwise stand-in jets simulated with Pythia 8 in
-# the same schema; `data/README.md` compares them with official ones. Every channel of an image is scaled to 0 to 255, so no
-# absolute energy is left. The official files name neither channels nor classes; the names here are those that fit.
+# `load_jets8` reads the official HDF5 files if they are on disk, and otherwise stand-in jets simulated with Pythia 8 in the same
+# schema; `data/README.md` compares the two. Every channel of an image is scaled to 0 to 255, so the absolute energy is lost. The
+# official files name neither channels nor classes; the names are assumed.
 #
-# Of the labelled jets 72 % train, 8 % settle every choice and 20 % are the test set, scored once in section 6. Since 2,000
-# jets cannot tell networks apart that are this good, stand-ins have an **independent sample** besides: labelled jets
-# simulated with another seed, as the reviewers' will be. Nothing is chosen on it.
+# Of the labelled jets, 72 % are for training, 8 % for every choice (validation), and 20 % are the test set, scored once in
+# section 6. These are too few for networks this good, so stand-ins come with an **independent sample**: labelled jets simulated
+# with another seed, on which nothing is chosen.
 
 # %%
 dataset = load_jets8(DATA_SOURCE, PROFILE, path=DATA, require_both_classes=True)
@@ -192,10 +195,9 @@ if fresh:
     print(f"independent: {len(fresh.y):,} jets")
 
 # %% [markdown]
-# **Towers.** A tower of the hadronic calorimeter covers $5\times5$ pixels. The networks see $25\times25$ towers; of each
-# channel they get the sum, the number of active pixels and the highest pixel, as $x=\frac14\ln(1+\cdot)$. The sum alone does
-# not tell one hard track from ten soft ones; section 7 asks whether that matters. What is lost is the place of a pixel within
-# its tower.
+# **Towers.** A tower of the hadronic calorimeter covers $5\times5$ pixels; the networks see $25\times25$ towers. For each channel
+# of a tower they get the sum, the number of active pixels and the highest pixel, as $x=\frac14\ln(1+\cdot)$. The sum alone cannot
+# tell one hard track from ten soft ones (tested in section 7). The position within a tower is lost.
 
 # %%
 N_CHANNELS = len(CHANNELS)
@@ -213,10 +215,10 @@ def towers_of(x: torch.Tensor) -> torch.Tensor:
 
 
 # %% [markdown]
-# **Shapes for the trees.** The classical rival gets the physicist's variables, computed from the *pixels* of each channel,
-# which no tower has blurred: sum, multiplicity, $p_T^D$, angularities, axes, rings. Tracks and both calorimeters add energy
-# correlations of two and of three towers, $e_2=\sum z_iz_jR_{ij}^\beta$ and $e_3=\sum z_iz_jz_kR_{ij}R_{jk}R_{ki}$, which
-# tell a jet of three prongs from one of two or one (arXiv:1305.0007).
+# **Shapes for the trees.** The classical rival gets physics variables computed from the *pixels* of each channel: sum,
+# multiplicity, $p_T^D$, angularities, axes and rings. Tracks and both calorimeters add energy correlations of two and of three
+# towers, $e_2=\sum z_iz_jR_{ij}^\beta$ and $e_3=\sum z_iz_jz_kR_{ij}R_{jk}R_{ki}$, which separate jets with three prongs from
+# those with one or two (arXiv:1305.0007).
 
 
 # %%
@@ -275,8 +277,7 @@ def prepared(images: SparseImages, shapes: bool = True) -> tuple[SparseImages, n
 
 
 # %% [markdown]
-# All jets lie in one store: labelled ones, then those without a label, then the independent ones. A row number says which jet
-# it is everywhere below.
+# One store holds all jets: labelled, unlabelled, independent. From here on, a row number identifies a jet.
 
 # %%
 kinds = {"labelled": dataset.images, "unlabelled": dataset.unlabelled}
@@ -315,9 +316,8 @@ fig.suptitle("mean jets: $x$ of the sums")
 plt.show()
 
 # %% [markdown]
-# **Sites.** The pixel layers have hits nearly everywhere, mostly of other particles than the jet's. A *site* of the sparse
-# network therefore is a tower with a track or with energy in a calorimeter; the network sees all features there, and nothing
-# anywhere else.
+# **Sites.** Most towers with a hit have hits in the pixel layers only. A *site* of the sparse network is therefore a tower with a
+# track or with energy in a calorimeter. The network sees all features there and nothing elsewhere.
 
 # %%
 SITE_CHANNELS = 5  # the sums of the first five channels make a site: track pT, dz, d0, ECAL, HCAL
@@ -335,12 +335,12 @@ print({f"towers {name}": f"{share.float().mean():.1%}" for name, share in shares
 # %% [markdown]
 # ## 3. Model
 # ### Likelihood and codes
-# **Likelihood.** A tower is empty or it has values, so neither squared error (which calls an image of nothing a good
-# reconstruction) nor Bernoulli pixels fit. For every tower and channel the decoder gives the probability $\pi$ of a hit,
-# and the mean $m_f$ of each of its three features given a hit, a hurdle model:
+# **Likelihood.** A tower is either empty or has values. Neither squared error (which calls an empty image a good reconstruction)
+# nor Bernoulli pixels fit that. In our hurdle model the decoder gives, for every tower and channel, the probability $\pi$ of a
+# hit and the mean $m_f$ of each of its three features given a hit:
 # $$-\ln p(x|z)=\sum_{\mathrm{towers,\,channels}}\Big[-h\ln\pi-(1-h)\ln(1-\pi)+h\sum_{f=1}^3\Big(\frac{(x_f-m_f)^2}{2\sigma_f^2}+\ln\sigma_f+\tfrac12\ln2\pi\Big)\Big],$$
-# with $h=1$ where the tower is active and a learned width $\sigma_f\ge0.05$ for each feature and channel. The floor keeps
-# near-discrete features, such as a number of pixels, from earning unbounded densities.
+# with $h=1$ where the tower is active and a learned width $\sigma_f\ge0.05$ for each feature and channel. Without this floor,
+# near-discrete features such as the number of pixels could earn unbounded densities.
 
 
 # %%
@@ -365,10 +365,10 @@ def hurdle_nll(
 # **VAE** (Kingma & Welling, arXiv:1312.6114). The encoder gives mean and variance of $q(z|x)$, and the loss is
 # $$\mathcal L=\mathbb E_{q(z|x)}\left[-\ln p(x|z)\right]+\beta\,\mathrm{KL}\left(q(z|x)\,\Vert\,\mathcal N(0,1)\right),\qquad
 # \mathrm{KL}=\frac12\sum_j\left(\mu_j^2+\sigma_j^2-1-\ln\sigma_j^2\right).$$
-# At $\beta=1$ this is the evidence bound itself, which is our choice.
+# We choose $\beta=1$, for which the loss is the negative evidence lower bound.
 #
 # **k-sparse code** (Makhzani & Frey, arXiv:1312.5663): $\mathrm{ReLU}(Wh+b)$ with all but its $k$ largest entries set to zero.
-# The sparsity is exact and chosen; an $L_1$ penalty would shrink what it keeps and could be evaded by a larger decoder.
+# The sparsity is exact; an $L_1$ penalty would shrink what it keeps, and larger decoder weights could evade it.
 
 
 # %%
@@ -387,14 +387,14 @@ def keep_largest(code: torch.Tensor, k: int) -> torch.Tensor:
 # ### Convolutions on sites
 # A convolution runs in one of three ways, with the *same* weights:
 #
-# - *dense*: at every place, whether there is something or not;
-# - *on sites* (submanifold convolution, arXiv:1706.01307): outputs exist where the input is active, so activity does
-#   not spread, and only active neighbours are visited, $u_s=\sum_{o:\,s+o\in S}W_o\,x_{s+o}$ with $S$ the sites;
-# - *masked*: the dense convolution, set to zero outside the sites. It gives the same numbers at the full price. It can be
-#   exported to any format, and it tests the other.
+# - *dense*: at every place, occupied or not;
+# - *on sites* (submanifold convolution, arXiv:1706.01307): outputs exist only at active places, and only active neighbours are
+#   visited, $u_s=\sum_{o:\,s+o\in S}W_o\,x_{s+o}$ with $S$ the sites;
+# - *masked*: the dense convolution, set to zero outside the sites. It gives the same numbers as *on sites* at the full price; it
+#   serves as a test and for export.
 #
-# A step of stride two makes a site of every $2\times2$ places that hold one. The pairs (input site, output site) of
-# each offset, the *rulebook*, are listed once for each resolution; a convolution is then a handful of matrix products.
+# A step of stride two makes a site of every $2\times2$ places that hold one. The pairs (input site, output site) of each kernel
+# offset, the *rulebook*, are listed once per resolution; a convolution is then a handful of matrix products.
 
 
 # %%
@@ -460,8 +460,8 @@ class Layer(nn.Module):
 
 # %% [markdown]
 # ### Networks
-# **Trunk.** One residual block (He et al., arXiv:1512.03385) at each of $25\times25$, $13\times13$ and $7\times7$ places. The last
-# map is flattened, not averaged: the jet is in the middle, and a place has a meaning.
+# **Trunk.** One residual block (He et al., arXiv:1512.03385) at each of $25\times25$, $13\times13$ and $7\times7$ places. The
+# last map is flattened, not averaged: the jet is centred, so position has a meaning.
 
 # %%
 WIDTHS = (16, 16, 32, 32, 32, 32)  # channels of a stage and of the inside of its block, three times
@@ -515,7 +515,7 @@ class Trunk(nn.Module):
 
 
 # %% [markdown]
-# **Arms.** *Dense* is the VAE of the task. *Sparse* is sparse in both senses, input and code. The other two serve section 7.
+# **Arms.** *Dense* is the VAE of the task. *Sparse* is sparse in both input and code. The other two are for section 7.
 
 
 # %%
@@ -552,8 +552,8 @@ class Encoder(nn.Module):
 
 
 # %% [markdown]
-# **Decoder.** It adds to the average jet, a map of hit probabilities and means that is set from training jets. So it
-# begins as the trivial model that it will be compared with.
+# **Decoder.** Its output is added to the average jet, a map of hit probabilities and means of training jets. So it begins as the
+# trivial model that it is compared with.
 
 
 # %%
@@ -644,8 +644,8 @@ class Classifier(nn.Module):
 
 
 # %% [markdown]
-# **FLOPs** (two per multiply-add) are counted by PyTorch while the network runs on real jets. For the network on sites that
-# is what the pairs of the rulebook cost. Looking up neighbours costs no FLOPs but time; both are shown below.
+# **FLOPs** (two per multiply-add) of convolutions and matrix products are counted by PyTorch while the network runs on jets. On
+# sites, that is the cost of the pairs in the rulebook. Looking up neighbours costs time but no FLOPs; section 6 shows both.
 
 
 # %%
@@ -671,10 +671,9 @@ display(pd.DataFrame(sizes).T.astype({"parameters": int}).style.format(precision
 
 # %% [markdown]
 # ## 4. Training
-# One loop serves all: what differs is the loss, the jets, and the score on validation jets that chooses the epoch. AdamW,
-# a one-cycle schedule (arXiv:1708.07120), and a moving average of the weights for evaluation. Every jet is mirrored along each
-# axis with probability one half: neither beams nor charges are told apart by these labels. The state is saved after every
-# pass, and an interrupted run continues bit for bit.
+# One loop serves all trainings, which differ in loss, jets, and the validation score that chooses the epoch. It uses AdamW, a
+# one-cycle schedule (arXiv:1708.07120), and a moving average of the weights for evaluation. Every jet is mirrored along each axis
+# with probability one half, since its mirror image belongs to the same class.
 
 # %%
 WEIGHT_DECAY, EMA_DECAY = 0.02, 0.99
@@ -748,9 +747,9 @@ def probe_auc(encoder: Encoder) -> float:
 
 # %% [markdown]
 # ### Pre-training
-# Empty towers are cheap to predict without any code, and a decoder that has learned to ignore $z$ does not come back. The
-# posterior therefore begins sharp; $\beta$ is zero for the first quarter of the training and grows to its value until three
-# quarters (after Bowman et al., arXiv:1511.06349).
+# Empty towers are easy to predict without any code, and a decoder that has learned to ignore $z$ may never use it. The posterior
+# therefore starts narrow. $\beta$ is zero for the first quarter of the training and reaches its full value at three quarters
+# (after Bowman et al., arXiv:1511.06349).
 
 # %%
 average = average_jet(towers.dense(unlabelled[:2000]))
@@ -821,7 +820,7 @@ for arm in ("dense", "sparse"):
 display(pd.DataFrame(lines).T.fillna(""))
 
 # %% [markdown]
-# A jet, what the decoders expect ($\pi m$ of the sum), and the average jet.
+# A jet, what the two decoders expect ($\pi m$ of the sum), and the average jet.
 
 
 # %%
@@ -851,9 +850,9 @@ plt.show()
 
 # %% [markdown]
 # ### Fine-tuning
-# The encoder keeps its weights and gets a head, and all of it is trained with binary cross-entropy on labelled jets. The same
-# network from random weights, with the same schedule, says what the unlabelled jets were worth. With fewer labels an arm sees
-# each of them more often; the jets are drawn anew for each training, the same ones for both arms.
+# The encoder keeps its weights and gets a head; both are trained with binary cross-entropy on labelled jets. The same network
+# from random weights, on the same schedule, shows what pre-training is worth. With fewer labels an arm sees each jet more often.
+# For each seed they are drawn anew, the same ones for both arms.
 
 
 # %%
@@ -926,7 +925,7 @@ def tune(
 
 
 # %% [markdown]
-# Before hours are spent: a network must be able to memorise one batch, in either form.
+# A check first: each network must be able to memorise one batch.
 
 
 # %%
@@ -981,12 +980,11 @@ plt.show()
 
 # %% [markdown]
 # ## 5. Pruning
-# **Structured pruning** removes whole channels: smaller matrices, which every device runs faster. (Zeros scattered in the
-# weights would be the gentler cut, but a dense convolution multiplies by zero as fast as by anything.) Channels that a
-# shortcut adds have to go together. The worth of a channel is the norm of the scales $\gamma$ of the normalisations that write
-# it, times the norm of the weights that read it. At ratio $p$ each
-# layer keeps a share $1-p$ of its channels, hence about $(1-p)^2$ of the FLOPs between layers that are cut on both
-# sides; inputs, latents and head stay, so the network saves less.
+# **Structured pruning** removes whole channels, so the matrices get smaller. (Zeros scattered over the weights would save a dense
+# convolution no time.) Channels that a shortcut adds have to go together. The worth of a channel is the norm of the scales
+# $\gamma$ of the normalisations that write it, times the norm of the weights that read it. At ratio $p$ each layer keeps a share
+# $1-p$ of its channels, hence about $(1-p)^2$ of the FLOPs between layers that are cut on both sides. Inputs, latents and head
+# stay, so the network saves less.
 
 
 # %%
@@ -1031,15 +1029,15 @@ def pruned(model: Classifier, arm: str, ratio: float) -> Classifier:
 # **Equal training.** With $T$ passes of recovery after the last cut and $I$ passes between cuts:
 #
 # - *one-shot*: $2I$ passes, prune to $p$, then $T$ passes;
-# - *iterative*: prune so that $(1-p)^{1/3}$ of the channels are left, $I$ passes, the same again, prune, then $T$ passes;
-# - *from scratch*: the narrow network from random weights, with as many labelled passes as fine-tuning took, $2I$, $T$;
-# - *ratio 0*: the unpruned network with the same passes. What pruning costs is the distance to it.
+# - *iterative*: prune to $(1-p)^{1/3}$ of the channels, $I$ passes, the same again, prune to $p$, then $T$ passes;
+# - *from scratch*: the narrow network from random weights, with as many labelled passes as fine-tuning took, then $2I$, then $T$;
+# - *ratio 0*: the unpruned network with the same passes. Its lead is the price of pruning.
 #
-# Everything before the last $T$ passes is done with labels alone. **Distillation** (Hinton et al., arXiv:1503.02531) replaces
-# them in these passes, in every family alike: the unpruned network of the same seed, averaged over the four mirror images of
-# a jet, is the teacher. Labelled jets have the mean of label and teacher as target, and as many unlabelled jets join them
-# with the teacher alone. A pass then is twice as long, so there are half as many. The teacher itself has to be trained first; it
-# is the fine-tuned VAE for all families, small and sparse ones as well, and with it comes its pre-training.
+# All passes before the last $T$ use labels alone. **Distillation** (Hinton et al., arXiv:1503.02531) changes the targets of those
+# last passes, in every family alike. The teacher is always the unpruned fine-tuned VAE of the same seed, averaged over the four
+# mirror images of a jet, so its pre-training reaches small and sparse networks, too. The target of a labelled jet is the mean of
+# label and teacher. As many unlabelled jets are added, with the teacher alone. A pass is then twice as long, so there are half as
+# many; training the teacher comes on top.
 
 
 # %%
@@ -1134,8 +1132,8 @@ for (label, ratio, _), state in finished.items():
 
 
 # %% [markdown]
-# **Costs.** FLOPs are counted; times are measured from towers to logits with PyTorch, one thread, for one jet at a time and in
-# batches of 64, which fit the caches.
+# **Costs.** FLOPs are counted for every network. Times are measured for two families, from towers to logits, with PyTorch on one
+# thread, for one jet at a time and in batches of 64.
 
 
 # %%
@@ -1171,9 +1169,9 @@ for (label, ratio), states in points.items():
 torch.set_num_threads(threads)
 
 # %% [markdown]
-# **The knee**, chosen on validation jets: the cheapest network whose mean AUC is at most 0.002 below that of the best unpruned
-# one. The sparse network has its own knee, against its own unpruned form. Scores are those of the best pass; without a teacher a
-# recovery has twice as many passes to choose from, which favours it a little.
+# **The knee**, chosen on validation jets, is the cheapest network whose mean AUC is at most 0.002 below that of the best unpruned
+# one. The sparse network has its own knee, relative to its own unpruned form. Scores are those of the best pass; without a
+# teacher there are twice as many to choose from, a slight advantage.
 
 # %%
 ALLOWED = 0.002  # AUC
@@ -1199,7 +1197,7 @@ display(
 )
 
 # %% [markdown]
-# **Boosted trees**; leaves, rate and number of trees are chosen on validation jets.
+# **Boosted trees.** Their settings and number are chosen on validation jets.
 
 # %%
 trees = computed_once(
@@ -1214,9 +1212,9 @@ display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
 # ## 6. Evaluation
-# Every choice is made. All networks score the independent sample, those of the last table the test set as well, once. The intervals
-# (95 %) contain both what fluctuates: which jets are in the sample, and how a training ends. ▲ and ▼ mark differences whose
-# interval excludes zero; = means that three trainings do not resolve a difference, not that there is none.
+# All choices are made. All networks score the independent sample; those of the last table also score the test set, once. The 95 %
+# intervals cover both the choice of jets and the outcome of the training. ▲ and ▼ mark differences whose interval excludes zero,
+# not corrected for the number of comparisons; = means that three trainings do not resolve a difference, not that there is none.
 
 
 # %%
@@ -1242,7 +1240,7 @@ front = Comparison(roc_auc, y[judges].astype(int), scores, reference)
 print(f"{len(judges):,} jets")
 
 # %% [markdown]
-# **Performance and pruning ratio.** Mean AUC of the trainings, and the mark against the unpruned network of the same family.
+# **Performance and pruning ratio.** Mean AUC of the trainings; the mark compares it with the unpruned network of the same family.
 
 # %%
 table = {}
@@ -1258,8 +1256,8 @@ distilled = [label for label, family in FAMILIES.items() if family.distilled]
 display(table[[*distilled, "MFLOPs, sparse"]])
 
 # %% [markdown]
-# **The plot of the task**: error against counted FLOPs. Numbers are pruning ratios; bands reach from the lowest to the highest
-# training, in the families that have a teacher.
+# **The plot of the task**: error against counted FLOPs. Numbers are pruning ratios. Solid lines had a teacher, with bands from
+# the lowest to the highest training; dotted lines had labels alone.
 
 # %%
 STYLES = {  # colour, line, marker
@@ -1322,10 +1320,9 @@ plt.show()
 
 # %% [markdown]
 # **What each step is worth**, ratio by ratio: a teacher (one-shot), cutting three times instead of once (with teacher), and
-# weights inherited from the large network (iterative) against random ones, with labels alone and with the teacher. Networks that
-# are compared there have the same FLOPs. The last column sets the sparse network beside the cheapest dense one with a teacher that
-# costs no less (the better of several by validation), and says how much more that one costs. The smallest sparse networks cost
-# less than any dense one here.
+# inherited (iterative) instead of random weights, with labels alone and with the teacher; all at equal FLOPs. The last two
+# columns compare the sparse network with the cheapest dense one with a teacher that costs no less (of several, the best on
+# validation jets), and say how much more that one costs. The smallest sparse networks cost less than any dense one here.
 
 
 # %%
@@ -1373,8 +1370,8 @@ for ratio in (0.0, *CONFIG.ratios):
 display(pd.DataFrame(lines).T.rename_axis("ratio"))
 
 # %% [markdown]
-# **Labels.** Pre-trained and from random weights, with the same labelled jets and the same steps. With all labels a third network
-# from random weights makes many more passes.
+# **Labels.** Pre-trained and from random weights, with the same labelled jets and steps. With all labels, a third network from
+# random weights makes many more passes.
 
 # %%
 counts = (*CONFIG.labels, len(splits.train))
@@ -1398,7 +1395,7 @@ if CONFIG.longer:
     print(f"from random weights, {CONFIG.longer.passes} passes: {text}")
 
 # %% [markdown]
-# **All together**, against the trees.
+# **All together**, compared with the trees.
 
 # %%
 rival = max(("from scratch", "from scratch, distilled"), key=lambda f: validation[f, headline[1]])
@@ -1440,8 +1437,9 @@ for sample, one in comparisons.items():
 
 # %% [markdown]
 # ## 7. What was tried
-# **Inputs**, from random weights with all labels: sums without numbers and maxima, and sites instead of all towers, with the same
-# variational code. What the sparse code does beside that was not separated.
+# **Inputs**, from random weights with all labels: the sums alone, and sites instead of all towers, both with the dense code.
+# Numbers of pixels and maxima do not help measurably; looking at sites alone costs AUC. The sparse code was not tested
+# separately.
 
 # %%
 ablation = None
@@ -1455,9 +1453,10 @@ if CONFIG.tried:
     display(ablation.table().rename_axis("input"))
 
 # %% [markdown]
-# **Codes.** Short trainings with other numbers $k$ of active latents. The sparsest code describes jets worst, and a linear probe
-# has its lowest mean there; $k=64$ switches nothing off. The task asks for a sparse code: $k=16$ keeps a quarter of it. The full
-# pre-training describes jets much better than these short ones, and yet a probe of its code sees no more.
+# **Codes.** Short trainings with other numbers $k$ of active latents; $k=64$ switches none off. The sparsest code describes jets
+# worst, and a linear probe has its lowest mean there. $k=16$ is not the best by either measure, but keeps the code sparse, as the
+# task asks: at most a quarter of it is active. The full pre-training describes jets much better, yet the probe's mean AUC is no
+# higher.
 
 # %%
 codes = {}
@@ -1474,7 +1473,7 @@ if CONFIG.tried:
 
 # %% [markdown]
 # ## 8. What this run shows
-# The main statements of this notebook, checked on this run's numbers. A run in which one is false is not published.
+# The main statements, checked on this run's numbers. A run in which one is false is not published.
 
 # %%
 fewer = costs[reference]["flops"] / costs[headline]["flops"]
@@ -1548,10 +1547,10 @@ update_results(table.rename(index=words))
 
 # %% [markdown]
 # ## 9. Weights and metrics
-# The ONNX graphs carry everything: official images (8, 125, 125) go in, towers and network are inside, $P(\mathrm{class\ 1})$
-# comes out. `make score TASK=task2c_sparse_vae DATA=file.h5` runs the headline network on an independent sample without
-# PyTorch; `MODEL=unpruned` and `MODEL=sparse` run the others. Sparse networks are exported in masked form: the same
-# numbers, at the dense price.
+# The ONNX graphs contain everything: official images (8, 125, 125) go in, $P(\mathrm{class\ 1})$ comes out.
+# `make score TASK=task2c_sparse_vae DATA=file.h5` runs the headline network on an independent sample without PyTorch;
+# `MODEL=unpruned` and `MODEL=sparse` run the others. Sparse networks are exported in masked form: the same numbers, at the dense
+# price.
 
 
 # %%
@@ -1624,48 +1623,44 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 10. Discussion, limits, references
-# **Pruning or a small network?** Whoever can train again has a choice: prune a large network, or train a small one. Section 6 gives
-# both the same labelled passes, with labels alone and with the same teacher. The means favour the pruned network at moderate ratios,
-# and the small one where most channels go; the marks say which of that three trainings resolve. The pruned network has also seen
-# the jets without labels, in pre-training. With a teacher so has the small one, by way of the teacher's answers.
+# **Pruning or a small network?** Section 6 gives both the same labelled passes. The means favour pruning at moderate ratios, and
+# the small network where most channels are cut. Only the difference at the headline's ratio with labels alone is resolved, and
+# barely; one mark in ten comparisons is weak evidence. Pruned networks have also seen the unlabelled jets, small ones only with a
+# teacher. Cutting three times instead of once makes no measurable difference with a teacher. The teacher itself helps one-shot
+# networks measurably only where nothing is cut.
 #
-# **What a pass is worth.** The trainings are short, because there are hundreds of them. Pre-training and fine-tuning together show
-# a network about as many jets as the many passes from random weights, and with labels alone these passes end above the headline.
-# Whoever has time for one long training should measure the price of pruning from there.
+# **What a pass is worth.** The trainings are short because there are hundreds. The many passes from random weights show about as
+# many jets as all steps of the headline together, and the network is better. Given the time, the price of pruning should be
+# measured from there.
 #
-# **The knee** is only as sharp as the few validation jets that choose it. A step of 0.002 in AUC is less than they resolve,
-# and of two networks with the same FLOPs they preferred the one without a teacher, which the independent jets do not. The
-# headline is what the rule chose, and stays.
+# **The knee** is only as sharp as the few validation jets that choose it: its tolerance of 0.002, set by hand, is well below the
+# uncertainty of an AUC even on the larger test set. Of two networks with the same FLOPs they preferred the one without a teacher,
+# while the independent jets give the other the higher mean. The headline stays because the rule chose it. The same rule leaves
+# the sparse network unpruned.
 #
-# **Sparse input** is the other way to save: it leaves out multiplications by zero instead of channels. (The sparse *code*,
-# the other sense of a sparse autoencoder, saves nothing in a classifier.) It saves most at $25\times25$, where a small part
-# of the places are sites, and less at the coarser levels, where neighbours share them. Both savings multiply, so the sparse
-# front starts further to the left. But the towers that are no sites hold something: section 7 shows what is lost without
-# them, before any pruning. And FLOPs are not time. Looking up neighbours and gathering their features costs memory traffic
-# and many small operations. A batch hides part of that, and still a dense network of similar FLOPs is faster.
+# **Sparse input** leaves out multiplications by zero instead of channels. (The sparse *code* saves nothing in a classifier.) It
+# saves most at $25\times25$, where few places are sites, and less at the coarser levels. But section 7 shows what ignoring the
+# other towers costs before any pruning. And FLOPs are not time: looking up neighbours and gathering their features takes memory
+# traffic and many small operations. A batch hides part of that, but a dense network of similar FLOPs is still faster.
 #
-# **Pre-training** is a short one. The code of an autoencoder describes everything in the image, and most of that is not what
-# separates the classes. With a hundred labels its mean is far above that of the same few steps from random weights (the epoch is
-# chosen on all validation jets, in both arms). But on the same draws of jets trainings from random weights end very differently,
-# and three of them do not resolve the difference. With all labels, or with a teacher, nothing measurable is left of it; but the
-# teacher was pre-trained itself.
+# **Pre-training** is short here. A code describes everything in the image, and most of that need not separate the classes. With a
+# hundred labels the mean is far above that of as many steps from random weights, but those scatter too much for three trainings
+# to resolve it. (The epoch is chosen on all validation jets, in both arms.) With all labels, or with a teacher, no effect is
+# measurable; but the teacher was itself pre-trained.
 #
-# **Two samples.** Networks have a higher AUC on the test jets than on the much larger independent sample, by more than the
-# intervals suggest; trees hardly do. Both samples come from the same simulation, but two jets of one event can lie on both sides
-# of the split, and a network may remember the other one. No event reaches into the independent sample: where the two
-# disagree, that one is to be trusted. Validation jets, which choose passes and knee, share the weakness of test jets.
+# **Two samples.** Networks have a higher AUC on the test jets than on the independent ones, with intervals that do not overlap;
+# those of the trees do. A possible cause, not tested here, is that two jets of one event can lie on both sides of the split. The
+# independent sample shares no event with the training, so trust it where the two disagree. Validation jets share the weakness of
+# test jets.
 #
-# **Choices.** *Towers with three features* instead of pixels: hundreds of trainings on $125\times125$ pixels do not fit two
-# cores, and numbers and maxima were to keep what the sum of a tower loses (section 7 tests it). *A flattened last map*,
-# because a jet is centred. *The knee at an AUC of 0.002* below the best on validation jets: a tolerance set by hand.
-# *Own pruning code* of forty lines, because the network has one kind of group only, and because it makes the criterion
-# visible.
+# **Choices.** *Towers* instead of pixels, because hundreds of trainings on $125\times125$ pixels are too many for two CPU cores.
+# *Our own pruning code*, because the network has only one kind of group, and to show the criterion.
 #
-# **Limits.** A number obtained on stand-in jets says how the methods compare on the same jets; it does not predict the AUC
-# on the official files. FLOPs of the network on sites depend on how empty the images are. Times are those of PyTorch on
-# a CPU; a library of sparse kernels or an FPGA would shift them, not the counts. Sites drop hits of the pixel layers
-# where neither a track nor a calorimeter tower is found. All small networks share one shape, with fewer channels; other
-# shapes might be better at the smallest sizes. Trainings of an arm share the split, so their spread does not contain it.
+# **Limits.** Results on stand-in jets compare methods; they do not predict the AUC on the official files. FLOPs of the network on
+# sites depend on how empty the images are. Times are those of PyTorch on a CPU; sparse kernels or an FPGA would change them, but
+# not the counts. Sites drop the pixel hits of towers with neither a track nor calorimeter energy. All small networks have the
+# same shape with fewer channels; others might be better at the smallest sizes. All trainings share one split, whose effect the
+# spread does not include.
 #
 # **References.** D. Kingma, M. Welling, *Auto-encoding variational Bayes*, arXiv:1312.6114. S. Bowman et al., *Generating
 # sentences from a continuous space*, arXiv:1511.06349. A. Makhzani, B. Frey, *k-sparse autoencoders*, arXiv:1312.5663. B.

@@ -42,17 +42,19 @@ install_missing()
 show_results("task2e_mass_regression")
 
 # %% [markdown]
-# **What was found.** A network on the picture is far better than boosted trees on the picture's moments: its error is more
-# than 10 % below theirs, and smaller in a harsher detector too. Tracks and ECAL are both needed. But an estimate that only
-# minimises its error is not fair. It answers towards the middle of the spectrum: too much at low masses and momenta, too
-# little at high ones. A calibration in predicted mass *and* predicted momentum makes the response flat, within 2 % in every
-# bin of both; one in the mass alone does not. It hardly depends on the spectrum of the training jets either (section 7). The
-# price is a larger error, larger than that of uncalibrated trees: who needs a fair mass cannot have the smallest error.
+# **What was found**, on simulated stand-in jets, not the official files. The network's mean absolute error is more than 10 %
+# below that of boosted trees on moments of the same image, and smaller than theirs in a harsher detector, too. Tracks and ECAL
+# together beat either alone. But the estimate with the smallest error is biased towards the middle of the spectrum: too high at
+# low masses and momenta, too low at high ones. A calibration in predicted mass *and* momentum, but not in mass alone, brings the
+# median response within 2 % of one in every bin of either, for masses of 120 to 450 GeV, and hardly depends on the training
+# spectrum (section 7). The price is an error larger than that of uncalibrated trees, and the calibration does not hold in the
+# harsher detector. One caveat: it was refined after an earlier run had shown a bias, on test jets, too (section 12).
+#
+# Brackets: 95 % intervals over test jets and trainings. ▲ and ▼: better and worse than the trees.
 
 # %% [markdown]
 # ## 1. Set-up
-# This notebook is longer than most: a response that is flat needs a calibration, limits and a likelihood beside the network, each
-# tested in bins of mass and momentum.
+# This notebook is longer than most: besides the network it has a calibration, limits and a likelihood, each tested in bins.
 
 # %%
 from collections.abc import Callable, Iterator
@@ -129,12 +131,11 @@ print(run.summary())
 
 # %% [markdown]
 # ## 2. Data
-# `load_top_mass` reads the official parquet files where they are on disk, and otherwise stand-in jets simulated with
-# Pythia 8 and a detector model in the same schema; `data/README.md` compares them with official ones. Of the eight channels
-# only the first four are read, as the task asks. Four fifths of the jets train and validate, one fifth tests. Of stand-ins the
-# test jets are an **independent sample**, made with another seed, as the reviewers' will be. A fifth of the others
-# validates, because these jets also calibrate: a calibration cannot be learned on jets that the network has seen, and with
-# few of them its own error would show in every bin.
+# `load_top_mass` reads the official parquet files if they are on disk, otherwise stand-in jets in the same schema, simulated
+# with Pythia 8 and a detector model; `data/README.md` compares the two. Only the first four of the eight channels are read, as
+# the task asks. One fifth of the jets is for testing; with stand-ins, it is an **independent sample**, made with another seed.
+# One fifth of the others is for validation and calibration: a calibration needs jets that the network has not seen, and with few
+# of them its own error would show.
 
 # %%
 dataset = load_top_mass(DATA_SOURCE, PROFILE, path=DATA)
@@ -161,8 +162,8 @@ parts = splits._asdict().items()
 print({part: len(rows) for part, rows in parts})
 
 # %% [markdown]
-# **Calibration line.** A public solution of this task printed the target masses of its official test jets. As many of our
-# jets, beside them:
+# **Comparison with official masses.** A public solution of this task printed the masses of its official test jets. Beside them,
+# as many of our training jets:
 
 # %%
 OFFICIAL_SPECTRUM = {  # from the output of a public solution of this task
@@ -177,9 +178,9 @@ pd.DataFrame(
 ).style.format(precision=1)
 
 # %% [markdown]
-# Momenta are flat from 400 to 1000 GeV and independent of the mass. So a heavy top may well have less momentum than mass:
-# the decay products are $\Delta R\approx 2m/p_T$ apart, and those of the heaviest do not all lie in the image. The mass is
-# written in the *distances* between clusters and in their *energies*.
+# Momenta are flat from 400 to 1000 GeV and independent of the mass, so a heavy top can have less momentum than mass. Its decay
+# products are $\Delta R\approx 2m/p_T$ apart; those of the heaviest do not all lie in the image. The mass is encoded in the
+# *distances* between clusters and in their *energies*.
 
 
 # %%
@@ -212,15 +213,14 @@ show_jets(nearest, [f"$m$ = {mass[row]:.0f}, $p_T$ = {pt[row]:.0f} GeV" for row 
 
 # %% [markdown]
 # ## 3. What physicists would compute
-# **The crystal grid.** The ECAL holds energies, $E=p_T\cosh\eta$, and no image says at which $\eta$ the jet lies. The grid of
-# crystals gives a hint. In the endcaps, from $|\eta|=1.48$ on, $2\times2$ pixels share one value (and the files divide their
-# energy by four once too often, as the project's converters do; this is undone). The first row of such blocks and the last
-# rows without enclose the end of the barrel, and so $|\eta|$ of the image's middle. With these features one network serves all
-# $\eta$.
+# **The crystal grid.** The ECAL channel holds energies, $E=p_T\cosh\eta$, and the image does not say at which $\eta$ the jet
+# lies. But in the endcaps, from $|\eta|=1.48$ on, $2\times2$ pixels share one value. (The files divide their energy by four once
+# too often, as the project's converters do; we undo this.) The first row with such blocks and the last rows without them bracket
+# the end of the barrel, and thus $|\eta|$ of the image's middle.
 #
-# **Outliers.** A few tracks are reconstructed with an absurd momentum (up to 74,000 GeV) or impact parameter. Momenta are
-# limited to 1000 GeV per pixel, and impact parameters beyond $|d_z|=20$ or $|d_0|=10$ count as unknown, the limits that the
-# task's authors use.
+# **Outliers.** A few tracks have an absurd momentum (up to 74,000 GeV in the official files) or impact parameter. Momenta are
+# capped at 1000 GeV per pixel; impact parameters beyond $|d_z|=20$ or $|d_0|=10$, the limits of the task's authors, are set to
+# zero.
 
 # %%
 SIZE, PIXEL = 125, np.pi / 180
@@ -263,11 +263,11 @@ def cleaned(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # %% [markdown]
-# **Moments.** Each pixel is a massless particle with transverse momentum $w$ in its direction, relative to the middle of
-# the image. The invariant mass of all pixels needs no loop over pairs:
-# $$m^2=\Big(\sum w\cosh\eta\Big)^2-\Big(\sum w\sinh\eta\Big)^2-\Big(\sum w\cos\varphi\Big)^2-\Big(\sum w\sin\varphi\Big)^2 .$$
-# It is computed from the tracks, from the ECAL and from both, together with sums, multiplicities, widths and the share of
-# the hardest pixels. Trees, perceptron and network get all of this and what the grid tells.
+# **Moments.** Each pixel is a massless particle of transverse momentum $w$ (in the ECAL, its energy). The invariant mass of all
+# pixels then needs no loop over pairs:
+# $$m^2=\Big(\sum w\cosh\eta\Big)^2-\Big(\sum w\sinh\eta\Big)^2-\Big(\sum w\cos\varphi\Big)^2-\Big(\sum w\sin\varphi\Big)^2 ,$$
+# with angles from the middle of the image. It is computed from the tracks, the ECAL and both, as are sums, multiplicities,
+# widths and the share of the hardest pixel. Trees, perceptron and network get all of these and the grid features.
 
 # %%
 MOMENTS = ("sum", "mass", "width", "pixels", "hardest", "dispersion", "eta width", "phi width")
@@ -304,14 +304,13 @@ def jet_moments(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 
 # %% [markdown]
-# **Towers.** Nearly all pixels are empty. The network sees towers of $5\times5$ pixels, the size of an HCAL
-# tower. A tower keeps its momentum (linear, because masses are made of sums, and as a logarithm, because soft radiation tells
-# something too), the centre of gravity within the tower, so that positions stay as precise as they were, the number of
-# active pixels, and the mean $d_z$ and $d_0$ of its tracks.
+# **Towers.** Nearly all pixels are empty, so the network sees towers of $5\times5$ pixels, the size of an HCAL tower. A tower
+# keeps its momentum (linear, for sums, and as a logarithm, for soft radiation), its centre of gravity, so that positions stay
+# precise, the number of active pixels, and the mean $d_z$ and $d_0$ of its tracks.
 #
-# **Mirror images.** $\varphi\to-\varphi$ exchanges the charges and $\eta\to-\eta$ the beams; both leave the mass alone and turn
-# the sign of $d_0$ or $d_z$. Every image is therefore turned so that more momentum lies at positive $\eta$ and $\varphi$. The
-# network then is exactly symmetric, and nothing has to be learned or averaged.
+# **Mirror images.** $\varphi\to-\varphi$ swaps the charges and $\eta\to-\eta$ the beams; both leave the mass unchanged and flip
+# the sign of $d_0$ or $d_z$. Turning every image so that its centre of gravity lies at positive $\eta$ and $\varphi$ makes the
+# network exactly symmetric.
 
 # %%
 CELLS = SIZE // 5
@@ -362,10 +361,10 @@ def measured(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # %% [markdown]
-# Both are computed once for all jets. Towers are kept sparse, as the images are, and become dense on the device only.
+# Towers and moments are computed once and stored, the towers sparsely.
 #
-# **Targets.** The resolution is rather constant in $\ln m$. The network predicts $\ln m$ and, as a second task that makes it
-# look at the momentum, $\ln p_T$, both scaled so that the sample's range is $-1$ to $1$.
+# **Targets.** The network predicts $\ln m$ and, because the calibration needs it, $\ln p_T$, both scaled so that the sample's
+# range is $-1$ to $1$.
 
 
 # %%
@@ -424,8 +423,8 @@ def prepared(samples: list) -> Jets:
 jets = prepared(sources)
 
 # %% [markdown]
-# The mass of all pixels, the best single moment, is far from the true mass: neutral hadrons are not in these channels, the
-# energy of charged particles is counted twice, and heavy tops are not contained.
+# The mass of all pixels is far from the true mass. Neutral hadrons are mostly seen in the HCAL, which is not used; energy that
+# charged particles leave in the ECAL is counted twice; and heavy tops are often not contained.
 
 # %%
 some = splits.train[:20_000]
@@ -441,12 +440,11 @@ plt.show()
 
 # %% [markdown]
 # ## 4. Model
-# **Network.** Residual blocks (He et al. 2016) on $25\times25$ towers. The image is centred on the jet, so a place has
-# a meaning: a learned map is added after the stem, and the last, $4\times4$ places wide, are not pooled. Beside the
-# convolutions a perceptron sees the moments: what is known in closed form need not be learned. That perceptron alone is an
-# arm of its own.
+# **Network.** Residual blocks (He et al. 2016) on $25\times25$ towers. The image is centred on the jet, so positions have a
+# meaning: a learned map is added after the stem, and the last map of $4\times4$ places is not pooled. Beside the convolutions a
+# perceptron sees the moments; alone, it is another arm.
 #
-# **Output.** Location and width of $\ln m$ and of $\ln p_T$. The locations are medians, which the absolute error asks for.
+# **Output.** A location and a width for each of $\ln m$ and $\ln p_T$. The location of $\ln m$ is a median.
 
 
 # %%
@@ -549,16 +547,18 @@ pd.DataFrame(sizes).T.rename(index=LABELS)
 
 # %% [markdown]
 # ## 5. Training
-# **Loss.** The location of $\ln m$ minimises the absolute error: what is scored asks for the median, and a distribution may have
-# two peaks, since a jet that looks light can be a heavy top that lost its $b$ quark. The width is learned around that location,
-# which it does not move, by the likelihood of Student's distribution with $\nu=4$ degrees of freedom,
-# $$\mathcal L_\sigma=\frac1N\sum_i\left[\frac{\nu+1}{2}\ln\left(1+\frac{(t_i-\mu_i)^2}{\nu\sigma_i^2}\right)+\ln\sigma_i\right].$$
-# A normal distribution would pay any price for the jets that lost a decay product; one with tails lets them go. The momentum
-# has the same likelihood, with a smaller weight, for both its numbers. The masses are flat by construction, so nothing is weighted.
+# **Loss.** The score, the mean absolute error, is smallest for the median, so the location of $\ln m$ is fitted with the
+# absolute error. The most likely mass may differ: a jet that looks light can be a heavy top that lost its $b$ quark. The width
+# is learned around that location, without moving it, by the likelihood of Student's distribution with $\nu=4$ degrees of
+# freedom,
+# $$\mathcal L_\sigma=\frac1N\sum_i
+# \left[\frac{\nu+1}{2}\ln\left(1+\frac{(t_i-\mu_i)^2}{\nu\sigma_i^2}\right)+\ln\sigma_i\right],$$
+# whose tails keep jets that lost a decay product from dominating. Both outputs for the momentum use this likelihood, with a
+# smaller weight. The masses are flat, so jets are not weighted.
 #
-# AdamW, one cycle (Smith & Topin 2018), a moving average of the weights; the pass with the lowest MAE on 10,000 validation
-# jets is kept. All arms see the same jets equally often. The trainings of sections 7 and 9 have fewer jets, and as many
-# updates: their batches are smaller. The state is saved after every pass: an interrupted run continues bit for bit.
+# AdamW with one learning-rate cycle (Smith & Topin 2018) and a moving average of the weights; the pass with the lowest MAE on
+# 10,000 validation jets is kept. All arms see the same jets equally often. The trainings of sections 7 and 9 have fewer jets in
+# smaller batches, hence as many updates.
 
 # %%
 FREEDOM = 4.0
@@ -667,7 +667,7 @@ def restored(arm: str, weights: dict[str, np.ndarray]) -> nn.Module:
 
 
 # %% [markdown]
-# Before an hour is spent: a network of this kind must be able to memorise one batch.
+# A quick check before the long trainings: the network must be able to memorise one batch.
 
 
 # %%
@@ -690,7 +690,7 @@ def overfit_one_batch(arm: str, steps: int = 80) -> float:
 print(f"MAE on one memorised batch: {overfit_one_batch('all'):.1f} GeV")
 
 # %% [markdown]
-# **The trainings.** Every arm with every seed; and, for section 7, the network once more on a *falling* spectrum,
+# **The trainings.** Every arm is trained with every seed and, for section 7, the network once more on a *falling* spectrum,
 # $e^{-m/150\,\mathrm{GeV}}$: a random third of the same training and validation jets.
 
 # %%
@@ -729,8 +729,8 @@ axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# **Boosted trees** get the same moments and minimise the absolute error of the mass. Leaves, rate and number of trees are
-# chosen on the validation jets.
+# **Boosted trees** get the same moments and minimise the absolute error of the mass. Their settings and number are chosen on
+# validation jets.
 
 # %%
 x, check = jets.moments[splits.train], jets.moments[splits.validation]
@@ -742,16 +742,15 @@ display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
 # ## 6. Evaluation
-# **Calibration: a flat response.** An experiment prefers an estimate that is right in the median at *every* true mass and momentum, and
-# calibrates for it, as it does with jets. We ask for it directly: a function $g$ of the predicted mass and momentum, such that
-# in every cell of true mass and momentum one half of the jets lie below the truth,
+# **Calibration: a flat response.** Experiments prefer an estimate whose median is right at *every* true mass and momentum. So we
+# look for a function $g$ of the predicted mass and momentum such that, in every cell of true mass and momentum, half of the
+# estimates lie above the truth,
 # $$P\big(m<g(\hat m,\hat p_T)\,\big|\,m,p_T\big)=\tfrac12 .$$
-# $\ln g$ is $\ln\hat m$ plus a polynomial of degree 5 in $\ln\hat m$ and 4 in $\ln\hat p_T$ (lower ones leave a bias on validation
-# jets), fitted on the validation jets by least squares, the step function a little softened. Other shares than one half give
-# limits, with
-# the predicted width as a further term: 16 and 84 % enclose 68 % of the jets *in every cell*. Only jets of 100 to 475 GeV are
-# asked: at the very edge a median needs masses beyond it. This is a numerical inversion, and it knows nothing about the
-# spectrum: shares are taken cell by cell.
+# $\ln g$ is $\ln\hat m$ plus a polynomial of degree 5 in $\ln\hat m$ and 4 in $\ln\hat p_T$ (section 12 says why), fitted to
+# validation jets by least squares with a slightly softened step function. Shares other than one half give limits, with the
+# predicted width as a further term: 16 and 84 % enclose 68 % of the jets *in every cell*. Only jets of 100 to 475 GeV are used:
+# at the very edge a median needs masses beyond it. This numerical inversion should not depend on the spectrum, since shares are
+# taken cell by cell.
 
 # %%
 CALIBRATED = (100.0, 475.0)  # GeV
@@ -834,9 +833,8 @@ means["trees"] = mean_absolute_error(mass[splits.validation], trees.model.predic
 display(pd.Series(means, name="MAE on validation jets [GeV]").rename(LABELS).round(2).to_frame())
 
 # %% [markdown]
-# **Test.** Everything above was chosen on validation jets. The test jets are scored here, once, by every arm. The intervals (95 %)
-# contain both what fluctuates: which jets are in the test set, and how a training ends. ▲ marks a difference whose
-# interval excludes zero.
+# **Test.** Everything above was chosen on validation jets; the test jets are first used here. The 95 % intervals cover the
+# choice of test jets and the outcome of a training. ▲ (better) and ▼ (worse) mark differences whose interval excludes zero.
 
 # %%
 test, m_test = splits.test, mass[splits.test]
@@ -850,8 +848,9 @@ comparison = Comparison(mean_absolute_error, m_test, estimates, "trees", higher_
 display(comparison.table(2).rename(index=LABELS, columns={"value": "MAE [GeV]"}))
 
 # %% [markdown]
-# **The task's figure**: true against predicted mass, of the estimate with the smallest error (left) and of the one with
-# a flat response (middle), with medians. Right, predicted over true mass. The figure shows the training that is exported.
+# **The task's figure**: predicted against true mass, with medians, for the smallest error (left) and a flat response (middle).
+# Right: predicted over true mass. The network is the exported training. The calibration moves many jets to the ends of the
+# allowed range, 85 and 500 GeV; it corrects medians, not means.
 
 # %%
 number = CONFIG.seeds.index(best[1])
@@ -876,10 +875,10 @@ axes[2].legend(fontsize=8, loc="upper right")
 plt.show()
 
 # %% [markdown]
-# **Response and resolution.** The median of predicted over true mass, and half the width of its central 68 %, in bins of true
-# mass and momentum, for masses of 120 to 450 GeV; means over the trainings. The $\chi^2$ that the response is one everywhere
-# contains what fluctuates: the trainings' spread, and in every replica test jets and, for calibrated estimates, the jets that
-# calibrated are drawn again. Few replicas make an inverse covariance too large; Hartlap's factor corrects it.
+# **Response and resolution**: the median of predicted over true mass, and half the width of its central 68 %, in bins of true
+# mass or momentum, for masses of 120 to 450 GeV; means over the trainings. The $\chi^2$ tests whether the response is one
+# everywhere. Its covariance includes the spread of the trainings and, from replicas, the fluctuations of test and calibrating
+# jets; Hartlap's factor corrects for the small number of replicas.
 
 # %%
 MASS_EDGES, PT_EDGES = np.linspace(120, 450, 9), np.linspace(PT_LOW, PT_HIGH, 7)
@@ -963,16 +962,16 @@ axes[0, 1].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The estimate with the smallest error answers towards the middle, in mass and in momentum. A calibration in the mass
-# alone leaves a bias in the momentum: what looks heavy may be a lighter top of more momentum. With the predicted momentum in
-# it, the response is flat in both. The price is a larger error: an estimate that may not lean on the spectrum has to believe
-# what it sees.
+# A calibration in the mass alone leaves a bias in the momentum: a jet that looks heavy may be a lighter top of more momentum.
+# With the predicted momentum, the response is flat in both, and only then is the $\chi^2$ compatible with one everywhere. The
+# price is a larger error and, on average, a worse resolution than that of the trees, although estimates squeezed towards the
+# middle look better here than they are.
 #
-# **Limits.** The share of true masses within the calibrated 68 and 95 % limits, in bins of the true mass and momentum
-# (points; means over the trainings). Dashed, the same for the network's own distribution, one factor on all widths chosen on
-# validation jets: right on average, but not in every bin, since it leans on the flat spectrum. Right, the pulls of the
-# exported training in units of its own widths, with Student's distribution, which was fitted, and the normal one with the same
-# central 68 %.
+# **Limits.** Points: the share of true masses within the calibrated 68 and 95 % limits (means over the trainings). Dashed: the
+# same for the network's own distribution, with one factor on all widths from validation jets. It is right on average over all
+# masses, but too wide in most of the bins shown and, at 68 %, too narrow at the lowest momenta. Right: the pulls of the exported
+# training, in units of its own widths, with the fitted Student's distribution and a normal one with the same central 68 %. The
+# pulls are asymmetric: neither curve fits both tails.
 
 # %%
 central = student.ppf(0.84, FREEDOM)
@@ -1014,10 +1013,10 @@ axes[2].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# **Do the predicted widths know anything?** The continuous ranked probability score of Student's distribution (Gneiting &
-# Raftery 2007; lower is better; in per cent of the mass), with the predicted widths and with one width for all jets, both
-# scaled on validation jets. Above it, the largest distance between the cumulative distributions of the pulls and of either
-# shape, a mean over the trainings.
+# **Do the predicted widths help?** Yes, by the continuous ranked probability score of Student's distribution (Gneiting & Raftery
+# 2007; lower is better; roughly in per cent of the mass). The predicted widths and the one width are both scaled on validation
+# jets. The line above the table has the largest distance between the cumulative distributions of pulls and shape (mean over
+# trainings): Student's is only slightly closer.
 
 
 # %%
@@ -1049,7 +1048,7 @@ print("distance of the pulls:", *(f"{d:.3f} ({name})" for name, d in distances.i
 display(widths.table(2).rename(columns={"value": "CRPS [%]"}))
 
 # %% [markdown]
-# **Worst cases**, the largest errors in units of the predicted width.
+# **Worst cases**, by error in units of the predicted width: all four are light tops, estimated far too heavy.
 
 # %%
 worst = np.argsort(-np.abs(pulls[best]))[:4]
@@ -1059,15 +1058,14 @@ show_jets(
 
 # %% [markdown]
 # ## 7. A mass that does not know the spectrum
-# What a network learns is $p(m\,|\,x)\propto p(x\,|\,m)\,p(m)$: with another spectrum $p(m)$ in the training sample its answer
-# changes. The likelihood $p(x\,|\,m)$ alone does not depend on it (the idea of arXiv:2205.03413). Images are too large for a
-# density, but the network's numbers $f=(\hat u,\hat v,\ln\hat\sigma)$, locations of $\ln m$ and $\ln p_T$ and width, are a good
-# summary: a small *conditional* mixture of normal distributions learns $p(f\,|\,m,p_T)$ on validation jets, and the estimate is the
-# mass at which it is largest, whatever the momentum,
+# A network learns $p(m\,|\,x)\propto p(x\,|\,m)\,p(m)$, so its answer depends on the training spectrum $p(m)$. The likelihood
+# $p(x\,|\,m)$ does not (the idea of arXiv:2205.03413). Images are too large for a density, so the outputs
+# $f=(\hat u,\hat v,\ln\hat\sigma)$ of the network, locations of $\ln m$ and $\ln p_T$ and width, summarise them. A small
+# *conditional* mixture of normal distributions learns $p(f\,|\,m,p_T)$ on validation jets, and the estimate is the mass at which
+# it is largest, whatever the momentum,
 # $$\hat m=\arg\max_m\ \max_{p_T}\ \ln p(f\,|\,m,p_T).$$
-# Where $\ln p$ is at most $\tfrac12$ lower lies the 68 % interval. The calibrated estimate should not depend on the
-# spectrum either. In the arms with a *falling* spectrum everything, network, calibration and density, has seen that spectrum
-# only; all are tested on the same, flat jets.
+# The nominal 68 % interval is where $\ln p$ is at most $\tfrac12$ below its maximum. With the *falling* spectrum, network,
+# calibration and density have seen no other. All are tested on the same, flat jets.
 
 
 # %%
@@ -1225,8 +1223,9 @@ if spectra:
 
 # %% [markdown]
 # ## 8. Another detector
-# An independent sample may have other noise and pile-up. The networks and trees from above, **not retrained and not
-# calibrated again**, on jets of a detector with more noise, fewer tracks and twenty collisions of pile-up in place of one.
+# Here the networks and trees from above, **neither retrained nor recalibrated**, are tested on jets of a detector with more
+# noise, fewer tracks and twenty pile-up collisions instead of one. The median response is over all masses, so biases at low and
+# high ones can cancel.
 
 # %%
 harsh = None
@@ -1250,7 +1249,7 @@ if dataset.source == "standin":
 
 # %% [markdown]
 # ## 9. What was tried
-# One change at a time, fewer training jets, three trainings each, scored on validation jets.
+# One change at a time, with fewer training jets and three trainings each, scored on validation jets.
 
 # %%
 VARIANTS = {
@@ -1282,14 +1281,13 @@ if CONFIG.few:
     display(frame.rename_axis(f"{len(jobs[0].rows):,} training jets"))
 
 # %% [markdown]
-# With the momenta of the towers at hand, the network finds sums and distances by itself: moments in its head make no
-# difference that this table can tell. Nor does the second output, which is there because the calibration needs a
-# predicted momentum. Student's likelihood for the location is worse: where a distribution has two peaks, it may prefer the
-# higher one to the median.
+# The network seems to find sums and distances from the towers' momenta: leaving out the moments makes no measurable difference.
+# Nor does leaving out the second output. Student's likelihood for the location is worse, perhaps because it can prefer the
+# higher of two peaks. None of this was tested with all training jets.
 
 # %% [markdown]
 # ## 10. What this run shows
-# The main claims of this notebook, checked on this run's numbers. A run in which one is false is not published.
+# The main claims, checked on this run's numbers. A run in which one is false is not published.
 
 # %%
 mae = {arm: comparison.values[arm].mean() for arm in estimates}
@@ -1358,9 +1356,10 @@ update_results(table.rename(index=LABELS, columns=names))
 
 # %% [markdown]
 # ## 11. Weights and metrics
-# The ONNX graph carries everything from the image on: the four channels as they stand in the official file go in, the
-# estimate with the smallest error and its 68 % uncertainty in GeV come out. `make score TASK=task2e_mass_regression
-# DATA=file.parquet` runs it on an independent sample without PyTorch; with `PREDICTIONS_ONLY=1` the sample needs no masses.
+# The ONNX graph takes the four channels as they are in the official file and returns, in GeV, the estimate with the smallest
+# error and the network's own 68 % uncertainty, which does not cover 68 % in every bin (section 6); the calibration is not
+# included. `make score TASK=task2e_mass_regression DATA=file.parquet` runs it on an independent sample without PyTorch; with
+# `PREDICTIONS_ONLY=1` the sample needs no masses.
 
 
 # %%
@@ -1424,39 +1423,36 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 12. Discussion, limits, references
-# **What carries the information.** Mass is momentum times distance. Tracks give precise directions of the charged particles, the
-# ECAL adds the photons, and neither sees the neutral hadrons. That is why each alone is worse than both together. Impact
-# parameters mark the $b$ quark and tracks of other collisions; with one other collision on average there is little to remove, and
-# to know the $b$ does not measure its momentum. The perceptron shows what moments can do with the same loss. The convolutions
-# add what no moment holds: how many clusters there are, and which of them belong together.
+# **What carries the information.** Tracks give precise directions of the charged particles, the ECAL adds the photons: each
+# misses what the other sees. Impact parameters mark the $b$ quark and tracks of other collisions, but change the error by less
+# than 1 GeV, perhaps because there is only one other collision on average and knowing the $b$ does not measure its momentum. The
+# convolutions presumably add to the moments how many clusters there are and which belong together.
 #
-# **The smallest error or a flat response?** They are different questions. On a flat spectrum between two walls the estimate with
-# the smallest error has to stay away from the walls, in mass and in momentum. Where a peak is looked for, this is a bias that
-# depends on the spectrum of whatever is being measured, and a correction in the mass alone hides a part of it in the momentum.
-# The calibrated estimate pays for its flat response with a larger error, since it gives up what the spectrum knew. We give
-# both; the headline is the one with the smallest error, because that is what the task scores.
+# **The smallest error or a flat response?** On a flat spectrum with two ends, the estimate with the smallest error stays away
+# from the ends, in mass and in momentum. In a search for a peak this is a bias that depends on the training spectrum, and a
+# correction in the mass alone does not remove it in bins of the momentum. The calibrated estimate gives up what the spectrum
+# tells, hence its larger error. The headline is the smallest error, since public solutions report the mean absolute error.
 #
-# **Likelihood.** It keeps its promise: the training spectrum moves it less than half as far as the direct estimate. But the
-# maximum of a likelihood is the true mass in the median only if the width does not change with the mass, and here it does: light
-# tops all look alike, and heavy ones leave the image. Its bias is therefore larger than that of the calibration, which demands
-# the median itself, cell by cell; and half a unit of $\ln p$ encloses 68 % under the same condition only. The calibration does
-# not lean on the spectrum either: shares within a cell do not know how many jets the cell has.
-# The errors grow all the same: the falling spectrum has few jets in the heavy cells, and a third of the jets to train with.
+# **Likelihood.** The training spectrum moves this estimate less than half as far as the direct one. But it is more biased than
+# the calibrated one, too low at high masses, and its nominal 68 % intervals contain far fewer true masses. Its maximum is right
+# in the median, and half a unit of $\ln p$ encloses 68 %, only if the width does not change with the mass; here it does. Kinks
+# in some curves suggest that the coarse momentum grid contributes; a finer one was not tested. The calibrated limits contain
+# close to 68 % with both spectra. All errors are larger after training on the falling spectrum, which has fewer jets and few
+# heavy ones.
 #
-# **Another detector.** With more noise, more pile-up and fewer tracks every estimate has a larger error, since all see momentum
-# that is not the top's and miss some that is. The calibration does not survive either: it has to be done on jets of the
-# detector that it is used for.
+# **Another detector.** Every estimate has a larger error there; which change matters most was not tested. The calibration has to
+# be done on jets of the detector that it is used for.
 #
-# **Limits.** Numbers on stand-in jets compare methods on the same jets. They do not predict the error on the official files,
-# where the best public solution has a mean absolute error of 55.5 GeV. Pixels are pooled into towers, whose centre of
-# gravity is kept but not their inner structure. The response is flat for the masses and momenta of this sample; beyond them
-# polynomials are kept constant. A first run had polynomials of degree 4 and 2; its test jets showed a bias of more than 2 % in some
-# bins, as its validation jets did, and the degrees were raised until validation jets showed none. So the flatness on test
-# jets is not the result of a single look. Below 100 and above 475 GeV no calibration was asked for. The hadronic calorimeter and the
-# pixel layers are excluded by the task.
+# **Limits.** Numbers on stand-in jets do not predict the error on the official files, where the best public solution has a mean
+# absolute error of 55.5 GeV. Every training was best in its last pass, so longer ones may do better. Towers lose their inner
+# structure. The calibration is fitted on masses of 100 to 475 GeV and tested on 120 to 450 GeV; beyond the sample's masses and
+# momenta its polynomials are kept constant. A first run had polynomials of degree 4 and 2. Its test and validation jets showed a
+# bias of more than 2 % in some bins, and the degrees were raised until validation jets showed none. So the flatness on test jets
+# does not come from a single look.
 #
 # **References.** M. Andrews et al., *End-to-end jet classification of boosted top quarks with the CMS Open Data*,
 # arXiv:2104.14659. CMS Collaboration, *Reconstruction of decays to merged photons using end-to-end deep learning*,
-# arXiv:2204.12313. R. Gambhir, B. Nachman, J. Thaler, *Learning uncertainties the frequentist way*, arXiv:2205.03413. T. Gneiting,
-# A. Raftery, *Strictly proper scoring rules* (2007), doi:10.1198/016214506000001437. K. He et al., *Deep residual learning*,
-# arXiv:1512.03385. C. Bishop, *Mixture density networks* (1994). L. Smith, N. Topin, *Super-convergence*, arXiv:1708.07120.
+# arXiv:2204.12313. R. Gambhir, B. Nachman, J. Thaler, *Learning uncertainties the frequentist way*, arXiv:2205.03413. T.
+# Gneiting, A. Raftery, *Strictly proper scoring rules* (2007), doi:10.1198/016214506000001437. K. He et al., *Deep residual
+# learning*, arXiv:1512.03385. C. Bishop, *Mixture density networks* (1994). L. Smith, N. Topin, *Super-convergence*,
+# arXiv:1708.07120.

@@ -41,13 +41,19 @@ install_missing()
 show_results("task2h_graph_jets")
 
 # %% [markdown]
-# **What was found.** Of the two architectures, attention over all pairs of nodes is the better one, and it is better than
-# boosted trees on a long list of jet shapes. The sparse graph gains nothing from its edges: without them, with fixed ones or
-# with half the nodes the network is as good as before, and it stays behind the trees. A residual network on the image,
-# trained as often on the same jets, is better than all of these; it is also larger. A gluon radiates more than a quark, so its
-# jet has more particles, is wider and shares its momentum more evenly; shapes that measure this say nearly all there is
-# to say, and trees on them are hard to beat. Why attention and the image do better was not isolated: pairs of nodes and the
-# pattern of many soft hits are the likely reasons.
+# **What was found.** *Pair attention* (attention over all pairs of nodes) is better than *dynamic edges* (a sparse graph of
+# nearest neighbours). Its lead over boosted trees on a long list of jet shapes is small, but the interval excludes zero;
+# dynamic edges stay behind the trees. The sparse graph gains nothing measurable from its edges: the network is as good without
+# them, with fixed ones, or with half the nodes. A residual network on the image, trained for as many passes over the same jets,
+# beats both graph networks and the trees; it is also larger.
+#
+# **How sure.** The intervals include the variation between trainings, and the comparisons with trees and images come out the
+# same on independent jets. But all jets of this run are simulated stand-ins, not the official ones, and no network was trained
+# to convergence. Three trainings do not establish that pair attention beats deep sets, which have no edges. Why attention and
+# images do better was not isolated; relations of pairs and the pattern of soft hits are likely reasons.
+#
+# A gluon radiates more than a quark, so its jet has more particles, is wider and shares its momentum more evenly. Jet shapes
+# measure this, which makes trees on them hard to beat.
 
 # %% [markdown]
 # ## 1. Set-up
@@ -94,9 +100,8 @@ DATA_SOURCE = os.environ.get("DATA_SOURCE", "auto")  # auto, official, standin
 DATA = os.environ.get("DATA") or None  # other files of the official schema, comma separated
 
 # %% [markdown]
-# A profile changes the number of jets, nodes, passes and trainings, never the method. Every network of a run sees the
-# same jets equally often. This notebook is longer than most: two graph networks say little without rivals that were built
-# and tuned with the same care.
+# A profile changes the number of jets, nodes, passes and trainings, and the batch size; the quick one skips the rate search and
+# the ablations.
 
 
 # %%
@@ -139,10 +144,10 @@ print(run.summary())
 
 # %% [markdown]
 # ## 2. Data
-# `load_quark_gluon` reads the official parquet files where they are on disk, and otherwise stand-in jets simulated with
-# Pythia 8 in the same schema; `data/README.md` compares them with official ones. Label 1 is the quark. Three quarters of
-# the jets train (76 %), 4 % settle every choice, and 20 % are the test set, scored once in section 5.
-# Identical images stay on one side of the split.
+# `load_quark_gluon` reads the official parquet files if they are on disk, and otherwise stand-in jets simulated with Pythia 8
+# in the same schema; `data/README.md` compares the two. Label 1 is the quark. Of the jets, 76 % are for training, 4 %
+# (validation) settle every choice, and 20 % are the test set, scored once in section 5. Identical images stay on one side of
+# the split.
 
 # %%
 NAMES, CHANNELS = ("gluon", "quark"), ("track $p_T$", "ECAL", "HCAL")
@@ -153,8 +158,8 @@ parts = splits._asdict().items()
 print(", ".join(f"{p}: {len(r):,} jets, {dataset.y[r].mean():.1%} quarks" for p, r in parts))
 
 # %% [markdown]
-# **An independent sample.** Reviewers will score the network on jets that nobody here has seen. We do the same: stand-in jets of
-# the same simulation with another seed, on which nothing is chosen.
+# **An independent sample.** Stand-in jets of the same simulation with another seed, on which nothing is chosen. They play the
+# part of a reviewer's unseen jets.
 
 # %%
 fresh = None
@@ -162,8 +167,8 @@ if dataset.source == "standin":
     fresh = load_quark_gluon(DATA_SOURCE, PROFILE, fresh=True)
 
 # %% [markdown]
-# Rows are $\eta$, columns $\varphi$; a pixel is 0.0174 wide, the size of an ECAL crystal. A tower of the HCAL covers
-# $5\times5$ pixels, which share its energy: its 25 pixels are *one* measurement.
+# Rows are $\eta$, columns $\varphi$; a pixel is 0.0174 wide, the size of an ECAL crystal. An HCAL tower covers $5\times5$
+# pixels, which share its energy: its 25 pixels are *one* measurement.
 
 # %%
 pt_of = dataset.pt[splits.train]
@@ -179,14 +184,14 @@ plt.show()
 # %% [markdown]
 # ## 3. Model
 # ### From images to graphs
-# **Nodes.** A jet has several hundred active pixels, most of them soft. The *channels* choose the nodes, highest energy
-# first: track pixels, ECAL pixels, HCAL towers (one node per tower), each up to a fixed number. A batch is then a dense
-# array $(B, N, \cdot)$, and energies below a threshold are padding.
+# **Nodes.** A jet has several hundred active pixels, most of them soft. In each channel the most energetic become nodes, up to
+# a fixed number: track pixels, ECAL pixels and HCAL towers (24, 16 and 8 in the standard profile). A batch is then a dense
+# array $(B, N, \cdot)$; energies below a threshold are padding.
 #
-# A node knows its own energy and what each channel has near it (tracks and ECAL in $3\times3$ pixels, the HCAL tower
-# above), so that a track knows the shower to which it points. Pixels of one tower, and in the endcaps those of
-# $2\times2$ crystals, have *equal* energies; a factor within $5\cdot10^{-6}$ of one, which depends on the place,
-# decides which comes first, so that every library chooses the same nodes.
+# A node carries its own energy and the energy of each channel near it (tracks and ECAL in $3\times3$ pixels, HCAL in the tower
+# above; for an HCAL node all three in its tower), so a track knows the shower to which it points. In the ECAL endcaps,
+# $2\times2$ pixels have *equal* energies. A position-dependent factor within $5\cdot10^{-6}$ of one breaks such ties, so that
+# every library chooses the same nodes.
 
 # %%
 ROW, COLUMN, ENERGY, KIND = 0, 1, 5, 6  # columns of a node; 2 to 4: energy of the channels near it
@@ -228,10 +233,10 @@ def jet_nodes(x: torch.Tensor, counts: tuple[int, int, int]) -> torch.Tensor:
 
 
 # %% [markdown]
-# **Graph attributes.** A fixed number of nodes forgets how many pixels there were. Of each channel, in the whole image
-# and in five circles around its centre, the energy, the number of active pixels and the sum of squared energies (what
-# $p_T^D$ is made of) therefore belong to the graph as a whole (Battaglia et al., arXiv:1806.01261). They go to the last
-# layers of every network, that of images included.
+# **Graph attributes.** A fixed number of nodes loses the number of active pixels. Attributes of the whole graph (Battaglia et
+# al., arXiv:1806.01261) restore it: for each channel, in the whole image and in five circles around its centre, the energy, the
+# number of active pixels and the sum of squared energies (an ingredient of $p_T^D$). Every network gets them in its last
+# layers, including the one on images.
 
 # %%
 CENTRE = slice(30, 95)  # rows and columns around the jet axis: whole towers
@@ -262,10 +267,10 @@ def to_graph(x: torch.Tensor, counts: tuple[int, int, int]) -> tuple[torch.Tenso
 
 
 # %% [markdown]
-# **Jet shapes for the trees.** The classical rivals get the graph attributes, too, and the physicist's variables, for each
-# channel and for all together: multiplicity (also within $\Delta R<0.2$ and $0.4$ of the centroid, and above 1 GeV),
-# $p_T^D$, the leading share, angularities $\sum z\,\Delta R^\beta$, the axes of the second moment, energy in rings. The
-# pairs of nodes enter as energy correlations $\sum_{i<j}z_iz_j\Delta R_{ij}^\beta$.
+# **Jet shapes for the trees.** The trees get the graph attributes too, and standard variables for each channel and for all
+# together: multiplicity (also within $\Delta R<0.2$ and $0.4$ of the centroid, and above 1 GeV), $p_T^D$, the leading share,
+# angularities $\sum z\,\Delta R^\beta$, the axes of the second moment, energy in rings. Pairs of nodes enter as energy
+# correlations $\sum_{i<j}z_iz_j\Delta R_{ij}^\beta$.
 
 
 # %%
@@ -334,12 +339,12 @@ plt.show()
 # %% [markdown]
 # **Edges** are made in three ways.
 #
-# - *Nearest in $(\eta,\varphi)$*: every node hears its $k$ nearest neighbours. This graph is known before training.
-# - *Nearest in feature space*: distances between hidden features of the layer before (Wang et al., arXiv:1801.07829).
-#   Nodes that play similar roles become neighbours, however far apart they are.
+# - *Nearest in $(\eta,\varphi)$*: every node hears its $k=8$ nearest neighbours. This graph is known before training.
+# - *Nearest in feature space*: by distance between the hidden features of the previous layer (Wang et al., arXiv:1801.07829).
+#   Nodes that play similar roles can become neighbours, however far apart they are.
 # - *All pairs*, weighted by attention.
 #
-# Distances on the pixel grid have many ties, and the earlier node wins.
+# Distances on the pixel grid are often equal; then the earlier node wins.
 
 # %%
 NEIGHBOURS = 8
@@ -384,10 +389,10 @@ def gather_nodes(x: torch.Tensor, neighbour: torch.Tensor) -> torch.Tensor:
 
 
 # %% [markdown]
-# **Node features.** $\ln$ of the node's energy, of the energies near it and of its share of the jet; its place relative to
-# the energy-weighted centroid; its part of the second moment; its kind. Mirroring $\eta$ or $\varphi$ about the jet axis
-# changes nothing that is known of quarks and gluons, so only $|\Delta\eta|$ and $|\Delta\varphi|$ enter, of nodes and of
-# edges alike, and the networks are invariant, but for ties. Rotations are no symmetry: the field bends along $\varphi$ only.
+# **Node features.** $\ln$ of the node's energy, of the energies near it and of its share of the jet; its position relative to
+# the energy-weighted centroid; its part of the second moment; its kind. As far as we know, mirroring a jet in $\eta$ or
+# $\varphi$ says nothing about its class. So only $|\Delta\eta|$ and $|\Delta\varphi|$ enter nodes and edges, and the graph
+# networks are invariant, except for ties. Rotations are not a symmetry: the field bends along $\varphi$ only.
 
 
 # %%
@@ -427,9 +432,9 @@ def to_cloud(nodes: torch.Tensor, channels: tuple[int, ...] = ALL_CHANNELS) -> C
 
 # %% [markdown]
 # ### Networks
-# All networks on nodes share how they begin and end; they differ in how nodes hear of each other. *Deep sets* (Komiske et
-# al., arXiv:1810.05165) is the network in which they do not. It differs from the others in size and layers, too; the clean
-# test of edges is the ablation "no edges" in section 7.
+# All networks on nodes share the node features, the pooling (mean and maximum) and the last layers; they differ in how nodes
+# exchange information. In *deep sets* (Komiske et al., arXiv:1810.05165) they exchange none. Deep sets also differ in size and
+# layers; the clean test of edges is the ablation "no edges" in section 7.
 
 
 # %%
@@ -502,8 +507,8 @@ class DeepSets(NodeNetwork):
 # **1. Dynamic edges** (as in DGCNN and ParticleNet, arXiv:1902.08570). A layer sends along every edge
 # $$h_{ij}=\mathrm{ReLU}\left(A\,x_i+B\,(x_j-x_i)+C\,e_{ij}\right),\qquad
 # x_i'=\mathrm{ReLU}\left(\mathrm{LN}\left(S x_i+D\,\tfrac1k\sum_j h_{ij}\right)\right),$$
-# with $e_{ij}=(|\Delta\eta|,|\Delta\varphi|,\ln\Delta R)$. Since $A x_i+B(x_j-x_i)=(A-B)x_i+Bx_j$, the matrices act on $N$
-# nodes instead of $kN$ edges: EdgeConv with a mean, at a $k$-th of the price (a test compares it with PyTorch Geometric's). The
+# with $e_{ij}=(|\Delta\eta|,|\Delta\varphi|,\ln\Delta R)$. Since $A x_i+B(x_j-x_i)=(A-B)x_i+Bx_j$, $A$ and $B$ act on
+# $N$ nodes instead of $kN$ edges: EdgeConv with a mean (a test compares it with PyTorch Geometric's), but cheaper. The
 # first two layers use neighbours in space, the last one neighbours in feature space.
 
 
@@ -576,11 +581,11 @@ class DynamicEdgeNetwork(NodeNetwork):
 
 # %% [markdown]
 # **2. Pair attention** (as in the Particle Transformer, Qu, Li, Qian, arXiv:2202.03772). The graph is complete, and the
-# network weighs its edges: $\alpha_{ij}=\mathrm{softmax}_j(q_i k_j/\sqrt d+U_{ij})$, where $U_{ij}$ is a small network of
+# network weights its edges: $\alpha_{ij}=\mathrm{softmax}_j(q_i k_j/\sqrt d+U_{ij})$, where $U_{ij}$ is a small network of
 # $$\ln\Delta R,\quad \ln k_T=\ln(\min(E_i,E_j)\,\Delta R),\quad \ln z=\ln\frac{\min(E_i,E_j)}{E_i+E_j},\quad
 # \ln m^2=\ln(E_iE_j\,\Delta R^2),$$
-# the variables of the QCD splitting function. A node hears $\sum_j\alpha_{ij}v_j$ and also $\sum_j\alpha_{ij}u_{ij}$, the mean
-# of the pair features themselves, since a bias alone can only choose whom to hear, not tell how far away they are.
+# which describe QCD splittings. A node hears $\sum_j\alpha_{ij}v_j$ and also $\sum_j\alpha_{ij}u_{ij}$, the weighted
+# mean of these four features $u_{ij}$. The bias alone can choose whom to hear, but not say how far away they are.
 
 
 # %%
@@ -641,9 +646,9 @@ class PairAttentionNetwork(NodeNetwork):
 
 
 # %% [markdown]
-# **The rival on images.** A residual network (He et al., arXiv:1512.03385) on the central $65\times65$ pixels, 1.1 wide,
-# at full resolution; what lies outside reaches it as it reaches the graphs, as attributes. Energies enter as $\ln(1+E)$ on
-# two scales, since a track of 300 MeV and one of 30 GeV both count.
+# **The rival on images.** A residual network (He et al., arXiv:1512.03385) on the central $65\times65$ pixels, 1.1 wide, at
+# full resolution. It sees the rest only through the attributes; nodes come from the whole image. Energies enter as $\ln(1+E)$
+# on two scales, since a track of 300 MeV and one of 30 GeV both count.
 
 
 # %%
@@ -723,8 +728,8 @@ display(pd.DataFrame(sizes).T.rename(index=LABELS))
 # %% [markdown]
 # ## 4. Training
 # Binary cross-entropy, AdamW, a one-cycle schedule (arXiv:1708.07120), and a moving average of the weights for evaluation.
-# Batches of images are mirrored at random; the graph networks are invariant. After every pass the average is scored on
-# validation jets and the state is saved; an interrupted run continues bit for bit.
+# Images are mirrored at random. After every pass the average is scored on validation jets, and the best pass is kept. An
+# interrupted run continues bit for bit.
 
 
 # %%
@@ -825,7 +830,7 @@ def run_jobs(jobs: list[Job]) -> None:
 
 
 # %% [markdown]
-# Before hours are spent: both architectures must be able to memorise one batch.
+# First a check: both architectures must be able to memorise one batch.
 
 
 # %%
@@ -851,9 +856,9 @@ def overfit_one_batch(arm: str, steps: int = 60) -> float:
 print({arm: round(overfit_one_batch(arm), 4) for arm in GRAPHS})
 
 # %% [markdown]
-# **Rates.** Every arm chooses its highest rate from the same list, on a part of the jets. Rates whose AUC is within 0.0005 of the
-# best count as equal (between seeds the graph networks vary about as much, the CNN and deep sets more), and the middle one
-# is taken, of an even number the higher.
+# **Rates.** Every arm chooses its peak learning rate from the same list, with one short training per rate on part of the jets.
+# AUCs within 0.0005 of the best count as equal (between seeds the graph networks vary about as much, the CNN and deep sets
+# more). Of these rates the middle one is taken, or the higher of the middle two.
 
 
 # %%
@@ -888,7 +893,7 @@ if CONFIG.tuning:
 
 
 # %% [markdown]
-# **All arms**, with the same number of jets and passes, side by side on the cores.
+# **Final trainings.** All arms see the same jets equally often.
 
 
 # %%
@@ -909,8 +914,7 @@ print(f"headline, chosen on validation jets: {LABELS[headline]}")
 display(validation.rename(index=LABELS).rename_axis("validation AUC, by seed").round(4))
 
 # %% [markdown]
-# **Converged?** Validation AUC after each pass, dotted the AUC on an equal number of
-# training jets.
+# **Converged?** Validation AUC after each pass; dotted, the AUC on as many training jets.
 
 # %%
 fig, axis = plt.subplots(figsize=(8, 3))
@@ -925,10 +929,10 @@ axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# All arms still rise in the last pass. The rate falls to zero at the end, so the flattening of the curves does not
-# show how much longer trainings would bring.
+# All arms still improve in the last pass. The learning rate falls to zero at the end, so the flattening does not show what
+# longer trainings would bring.
 #
-# **Boosted trees** on all shapes; leaves, rate and number of trees are chosen on the validation jets.
+# **Boosted trees** on all shapes. One of four settings and the number of trees are chosen on the validation jets.
 
 
 # %%
@@ -941,10 +945,10 @@ trees = computed_once(
 display(trees.table.style.hide().format(precision=4))
 
 # %% [markdown]
-# **Ablations** change one thing about the network with dynamic edges, with all training jets and three trainings each: all
-# neighbours in space, no edges at all, tracks only, and half the nodes of each kind. A fifth takes the graph attributes
-# away from deep sets: what is left is a point cloud of the highest pixels, as most public graph networks use it.
-# Section 7 shows what they are worth.
+# **Ablations** change one thing about the network with dynamic edges: all neighbours in space, no edges, tracks only (in the
+# attributes, too), or half the nodes of each kind. A fifth takes the graph attributes away from deep sets, which leaves a point
+# cloud of the most energetic pixels. Jets, passes, seeds and learning rate are those of the unchanged network. Section 7 has
+# the results.
 
 # %%
 ABLATIONS = {  # what is changed -> arm, options of the network
@@ -960,8 +964,8 @@ if changed:
 
 # %% [markdown]
 # ## 5. Evaluation
-# The test set is scored here, once, by every arm; the independent sample as well. The intervals (95 %) contain both what
-# fluctuates: which jets are in the sample, and how a training ends. ▲ marks a difference whose interval excludes zero.
+# Every arm scores the test set here, once, and the independent sample. The 95 % intervals cover both the choice of jets and the
+# variation between trainings (the trees are trained once). ▲ and ▼ mark differences whose interval excludes zero.
 
 
 # %%
@@ -995,7 +999,7 @@ for name, compared in comparisons.items():
     display(compared.table().rename(index=LABELS).rename_axis(name))
 
 # %% [markdown]
-# The differences that matter for the question, on the test jets:
+# The differences on the test jets that answer the question; the fourth is dynamic edges minus pair attention.
 
 # %%
 questions = {
@@ -1036,13 +1040,12 @@ plotting.score_distributions(axes[2], y_test, scores[headline][0], NAMES)
 plt.show()
 
 # %% [markdown]
-# The order by AUC does not hold everywhere: at low efficiency pair attention and images are about equal, and at the lowest
-# the trees are ahead of both.
+# The order by AUC does not hold everywhere (centre; no intervals drawn): at low efficiency pair attention and images are about
+# equal, and at the lowest the trees are ahead of both.
 #
-# **Does the momentum give it away?** The two classes differ a little in the spectrum of the jet's $p_T$, which says
-# nothing about a jet's substructure. First its own AUC, from the likelihood ratio of the training spectra. Then the AUC
-# of every arm when gluon jets are weighted so that both spectra are equal: all lose about as much, and the order stays the
-# same.
+# **Does the momentum give the class away?** The jet's $p_T$ spectra differ a little between the classes, which says nothing
+# about substructure. The table shows the AUC of $p_T$ alone, from the likelihood ratio of the training spectra. It also shows
+# every arm with gluon jets weighted to make the spectra equal: all lose about as much, and the order stays the same.
 
 # %%
 edges = np.quantile(dataset.pt[splits.train], np.linspace(0, 1, 31))[1:-1]
@@ -1069,9 +1072,9 @@ display(frame.round(4))
 
 # %% [markdown]
 # ## 6. What the networks see
-# **Graphs.** The gluon and the quark jet of section 2 as the network sees them, with the edges along which its three hardest
-# nodes hear others: neighbours in space, and in the features of the last layer of the trained network. The area of a
-# marker grows with the logarithm of the energy; edges inside the core are hidden by the markers.
+# **Graphs.** The gluon and the quark jet of section 2, with the edges that lead to the three hardest nodes: from neighbours in
+# space, and from neighbours in the features that enter the last edge layer. The area of a marker grows with the logarithm of
+# the energy; markers hide the edges inside the core.
 
 
 # %%
@@ -1107,10 +1110,10 @@ axes[0].legend(fontsize=8, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# **Where the gain is.** The AUC in bins of the number of tracks and of the width, minus that of the trees. Within a bin that
-# variable hardly helps any more; binning in tracks costs the trees little, binning in width more. The CNN is ahead of the
-# trees in every bin, so its gain does not come from one kind of jet. Pair attention leads in most bins, but not in the fifth of
-# either variable. The sparse graph and deep sets lose most in jets with few tracks and in the second widest bin.
+# **Where the gain is.** The AUC in bins of the number of tracks and of the width, minus that of the trees (given below the
+# axis). Binning in tracks costs the trees little, binning in width more. The CNN is ahead of the trees in every bin, so its
+# gain does not come from one kind of jet. Pair attention is ahead in all but the fifth bin of either variable, though several
+# intervals include zero.
 
 # %%
 bins = min(6, len(test) // 20)
@@ -1137,10 +1140,9 @@ axes[1].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# **Where they disagree.** For each pair of arms, the twentieth of the test jets whose ranks differ most: which of the two is
-# right there, and what these jets look like. Shapes are given as the mean deviation from all jets, in units of
-# their standard deviation, once for jets that the first arm takes for more quark-like than the second, once for the others. Jets
-# that images take for more quark-like than pair attention does are wide and share their momentum evenly.
+# **Where they disagree.** For each pair of arms, the 5 % of the test jets whose ranks differ most. Shapes are mean deviations
+# from all jets, in standard deviations; before the slash for jets that the first arm ranks as more quark-like, after it for the
+# others. Jets that the CNN ranks as more quark-like than pair attention does are wide and share their momentum evenly.
 
 
 # %%
@@ -1171,8 +1173,8 @@ display(pd.DataFrame(disagreements).T.rename_axis("first and second").round(3))
 
 # %% [markdown]
 # ## 7. What was tried
-# The ablations of section 4. No change was adopted: none gains more than noise on the validation jets. How much each
-# matters is read off the independent jets, of which there are more, if there are any.
+# No ablation of section 4 was adopted, since none gains more than noise on the validation jets. The table uses the larger
+# independent sample if there is one.
 
 # %%
 ablation = None
@@ -1188,18 +1190,16 @@ if changed:
     print(f"deep sets without attributes: {lost.value:+.4f} [{lost.low:+.4f}, {lost.high:+.4f}]")
 
 # %% [markdown]
-# Edges, the way they are chosen and half of the nodes change nothing that could be measured, although the intervals are
-# narrow. The calorimeters are indispensable: tracks alone are far worse. Whether deep sets need the attributes of the graph,
-# three trainings cannot tell: one of the three with attributes ended higher than the others, hence the wide interval. Why
-# it did was not studied.
+# Neither the edges, nor how they are chosen, nor half of the nodes make a measurable difference, although the intervals are
+# narrow. The calorimeters are needed: tracks alone are far worse. Whether deep sets need the graph attributes, three trainings
+# cannot tell: one of those with attributes ended higher than the others, hence the wide interval. The reason was not studied.
 #
-# The first edition of this notebook turned every jet by a random angle in training, let every layer but the first choose its
-# neighbours in feature space, and carried a second network around the edges. Rotations contradict the detector, in which
-# the field bends along $\varphi$ only, and were dropped for that reason.
+# An earlier version had random rotations (dropped because the field bends along $\varphi$ only), neighbours in feature space in
+# every layer but the first, and a second network around the edges. None of these is tested here.
 
 # %% [markdown]
 # ## 8. What this run shows
-# The main claims of this notebook, checked on this run's numbers. A run in which one of them is false is not published.
+# The main claims, checked on this run's numbers. A run with a false claim is not published.
 
 # %%
 ours = comparison.better
@@ -1239,9 +1239,9 @@ update_results(table)
 
 # %% [markdown]
 # ## 9. Weights and metrics
-# Weights are stored as safetensors, and as ONNX graphs that carry everything: official images (3, 125, 125) go in; the choice
-# of nodes, the edges and the network are inside; $P(\mathrm{quark})$ comes out. `make score TASK=task2h_graph_jets
-# DATA=file.parquet` runs the headline network on an independent sample without PyTorch; `MODEL=` names another arm.
+# Weights are stored as safetensors, and as ONNX graphs that take images in the official format (3, 125, 125), choose nodes and
+# edges, and return $P(\mathrm{quark})$. `make score TASK=task2h_graph_jets DATA=file.parquet` runs the headline network on an
+# independent sample without PyTorch; `MODEL=` names another arm.
 
 
 # %%
@@ -1313,41 +1313,37 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 10. Discussion, limits, references
-# **Choices.** *Nodes by channel*, because the three channels measure different things with different granularity: a fixed
-# share of nodes for each keeps the hardest tracks from being crowded out by crystals. *Attributes
-# of the graph*, because the multiplicity is a property of the jet and not of its hardest nodes.
-# *Two architectures at opposite ends*: a sparse graph that the network may rewire, and the complete graph with weights.
-# *Small networks*, to fit the time of two cores.
+# **Choices.** *Nodes by channel*, because the channels measure different things with different granularity; a fixed number for
+# each keeps crystals from crowding out the hardest tracks. *Graph attributes*, because the multiplicity belongs to the jet and
+# not to its hardest nodes. *Two architectures at opposite ends*: a sparse graph that the network may rewire, and a complete
+# graph with weights. *Small networks*, to fit the time of two cores.
 #
-# **What each can see.** A node on its own knows an energy and a place. Sums over nodes give angularities, and functions of such
-# sums the jet mass, but a general function of pairs is hard to learn that way. A quark or gluon jet is a tree of emissions,
-# each with a $k_T$, a $z$ and an angle; these belong to pairs. Edges between neighbours in space see local structure: cores,
-# sub-clusters, a track above its shower. Neighbours in feature space can join nodes of similar role, for instance the
-# hard ones across the jet. Attention starts from the splitting variables of all pairs and can, for example, count pairs of
-# hard nodes at large angle.
+# **What each can see.** A quark or gluon jet is a tree of emissions, each with a $k_T$, a $z$ and an angle, which belong to
+# pairs. Sums over single nodes give angularities and, through functions of such sums, the jet mass, but general functions of
+# pairs are hard to learn that way. Edges between neighbours in space show local structure, such as a track above its shower.
+# Neighbours in feature space can join nodes of similar role, such as the hard ones across the jet. Attention starts from the
+# splitting variables of all pairs.
 #
-# **Performance.** Two things were expected and not found. Messages between neighbours add nothing here. A node knows the energy
-# around it from the start, because the channels near it are among its features, and a cluster is not much more than that.
-# If messages do not help, it cannot matter who sends them. Attention looks at the same nodes, but at all pairs at once and
-# with $k_T$, $z$ and $\Delta R$ given; with these it passes the trees, which have the same pairs only as energy correlations.
-# Its lead over deep sets is larger than that over the trees, but their trainings differ so much that three of them do not
-# establish it.
+# **Performance.** We expected messages between neighbours to help, and more so with neighbours in feature space; neither is the
+# case. A likely reason is that the energies near a node are already among its features. Attention uses the same nodes, but all
+# pairs at once, with $k_T$, $z$ and $\Delta R$ given. It passes the trees, which have the same pairs only as energy
+# correlations. Its lead over deep sets is larger than that over the trees, but trainings of deep sets differ so much that three
+# do not establish it.
 #
-# **Images and graphs.** On official jets, public solutions by different authors report 0.8146 for images and 0.7885 for EdgeConv;
-# the published end-to-end network on images has 0.8076 (arXiv:1902.08276). Here, too, the image is ahead, with the same jets,
-# passes, attributes and search for the rate. The CNN is larger, though, in parameters and much more in operations, and is
-# the only one with mirror images in training, where the graphs are invariant. So capacity may be part of its lead. Halving the nodes does
-# not hurt the sparse graph; whether many more would help was not tried. Resolution is the explanation that we find most
-# plausible, not one that this run proves: an image shows how several hundred soft hits lie beside each other, pixel by pixel.
-# The lead grows with training: with a part of the jets and half the passes (the table of rates in section 4) it is
-# smaller than with all of them. Where the two disagree, the image separates much better. How much of such a fine pattern
-# is physics and how much the simulation's readout only official jets can tell.
+# **Images and graphs.** On official jets, public solutions by different authors report 0.8146 for images and 0.7885 for
+# EdgeConv; the published end-to-end network on images has 0.8076 (arXiv:1902.08276). Here, too, the image is ahead, with the
+# same jets, passes, attributes and rate search. Capacity may be part of its lead: the CNN has more parameters and needs several
+# times the operations. It is also the only arm trained on mirror images, to which the graph networks are invariant. Halving the
+# nodes does not hurt the sparse graph; whether many more would help was not tried. We find resolution the most plausible
+# explanation, but this run does not prove it: an image shows how several hundred soft hits lie beside each other. The CNN's
+# lead over pair attention is smaller in the short trainings on fewer jets (section 4), and where the two disagree most the CNN
+# separates much better. How much of such a fine pattern is physics, and how much the readout of the stand-in, only official
+# jets can tell.
 #
-# **Limits.** A number obtained on stand-in jets says how the methods compare on the same jets; it does not predict the AUC
-# on the official files. Quark/gluon taggers are known to depend on the simulation (arXiv:1704.03878), and the label is
-# that of the hard process. The CNN sees the centre of the image; whatever lies outside reaches all networks as
-# attributes only. With four passes on two cores no arm has converged. The ablations
-# concern the sparse graph; which part of pair attention brings its gain was not tested. Not studied: deeper networks, other labels, transfer to another simulation.
+# **Limits.** Results on stand-in jets compare the methods on the same jets; they do not predict the AUC on the official files.
+# Quark/gluon taggers are known to depend on the simulation (arXiv:1704.03878), and the label is that of the hard process.
+# Outside the centre of the image, the CNN sees only the attributes. With four passes no arm has converged. Which part of pair
+# attention brings its gain was not tested. Not studied: deeper networks, other labels, transfer to another simulation.
 #
 # **References.** Y. Wang et al., *Dynamic graph CNN*, arXiv:1801.07829. H. Qu, L. Gouskos, *ParticleNet*, arXiv:1902.08570.
 # H. Qu, C. Li, S. Qian, *Particle transformer for jet tagging*, arXiv:2202.03772. P. Komiske, E. Metodiev, J. Thaler,
