@@ -12,10 +12,10 @@
 # # Task 2f: the electron/photon network inside CMSSW
 #
 # **Task.** Convert the network of common task 1 to ONNX, run it inside the CMS software framework (CMSSW) on a file of
-# two-photon events with the RecoE2E package, and measure the time of the inference. **No `cmsRun` was run for this
-# notebook**: there was no CMSSW where it was executed. One script, [`cmssw/run_in_docker.sh`](cmssw), is written to do
-# the whole task on a machine with docker, and has been tried against stand-ins of CMSSW only. Everything that does not need
-# CMSSW is measured here.
+# two-photon events with the RecoE2E package, and measure the time of the inference. **No `cmsRun` was run for this notebook**:
+# there was no CMSSW where it was executed. One script, [`cmssw/run_in_docker.sh`](cmssw), is written to do the whole task on a
+# machine with docker; it has been tried only against mock-ups of docker and CMSSW. All our measurements were made outside
+# CMSSW.
 
 # %%
 import os
@@ -43,14 +43,19 @@ install_missing()
 show_results("task2f_cmssw_inference")
 
 # %% [markdown]
-# **What was found.** All events of this run are simulated. The exported network has the scores of PyTorch in every ONNX
-# Runtime that we could install, from 1.0.0, the oldest in a CMSSW release, to today's. RecoE2E feeds other numbers than the
-# network was trained on: energies in GeV instead of energies / 50 GeV, in a frame that is shifted by one crystal. The
-# exported graph holds the adapter. Without it nothing crashes, and less than a fifth of the separation is left (as AUC
-# above one half). Opening the model anew for each event, as RecoE2E does, takes far longer than cropping and inferring
-# together; our plugins open it once. Photons below 10 GeV or outside the barrel are not inferred and score −1.
-# (Brackets: of times the fastest and the slowest process, of an AUC the 95 % interval. The second row has the AUC of the
-# first: it is the same graph.)
+# **What was found.** The exported network reproduces PyTorch's scores in every version of ONNX Runtime tested, from 1.0.0, the
+# oldest in a CMSSW release, to today's. Opening the model for each event, as RecoE2E does, takes far longer than cropping and
+# inference together; our plugins are written to open it once per job.
+#
+# RecoE2E's frames differ from the training images: energies in GeV instead of energies / 50 GeV, and a shift by one crystal. An
+# adapter in the exported graph corrects both. Without it nothing crashes, but less than a fifth of the separation (AUC minus
+# one half) is left. Photons outside the barrel, or inside it but below 10 GeV (none in this run), are not inferred and score
+# −1.
+#
+# The events are stand-ins, simulated in this repository, except for 100 official images, simulated by CMS (called real in the
+# table). On these the AUC is lower, with a wide interval. Photons of the two-photon file score slightly lower than photon
+# images, with weak significance. (Brackets: fastest and slowest process, or 95 % interval over test events for one training.
+# The first two rows are one graph.)
 
 # %% [markdown]
 # ## 1. Set-up
@@ -120,9 +125,8 @@ print(run.summary())
 
 # %% [markdown]
 # ## 2. Network and data
-# RecoE2E crops frames of *energies*; it has no time channel. The network is therefore the energy-only one of common
-# task 1, which is that notebook's headline. `load_definitions` executes the definitions of that notebook, and the
-# published weights are loaded into them.
+# RecoE2E crops frames of *energies* and has no time channel. So we use the energy-only network, the headline of common task 1,
+# with its published weights.
 
 # %%
 TASK1 = load_definitions("common_task1")
@@ -139,10 +143,9 @@ network, card = trained_network()
 print(f"trained in the {card['profile']} profile on {card['data']}")
 
 # %% [markdown]
-# **Labelled images** to score it on must be new to it. Stand-in events are simulated with another seed than those of
-# common task 1; of the official files the test part of that notebook's split is used. **Two-photon events** are read
-# with uproot from the ROOT file of the task, or from a stand-in with the same branches. (Only CMSSW writes
-# complete EDM files, so `cmsRun` cannot read the stand-in.)
+# **Labelled images** must be new to the network. Stand-ins are simulated with another seed than those of common task 1; of the
+# official files, that notebook's test part is used. **Two-photon events** are read with uproot from the task's ROOT file, or
+# from a stand-in with the branches needed here, which `cmsRun` cannot read.
 
 # %%
 profile = card["profile"] if DATA_SOURCE == "official" else PROFILE
@@ -164,12 +167,12 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## 3. From hits to frames
-# A barrel crystal has $|i\eta|$ from 1 to 85 and $i\varphi$ from 1 to 360. The frame runs from 15 crystals before the
-# seed to 16 after it: zeros beyond the barrel's ends, and round the seam in $\varphi$. A photon with $p_T < 10$ GeV
-# or $|\eta| > 1.44$ has none: RecoE2E gives it an empty frame and infers that, we give it the score −1.
+# A barrel crystal has $|i\eta|$ from 1 to 85 and $i\varphi$ from 1 to 360. A frame runs from 15 crystals before the seed
+# crystal to 16 after it, is zero beyond the barrel's ends and wraps around in $\varphi$. A photon with $p_T < 10$ GeV or
+# $|\eta| > 1.44$ has no frame: RecoE2E infers an empty one, we return the score −1.
 #
-# CMSSW takes as seed the highest barrel hit of the photon's supercluster. The clusters are not among the branches
-# read here, so the highest hit within ten crystals of the photon's direction takes their place.
+# CMSSW takes as seed crystal the highest barrel hit of the photon's supercluster. We read no clusters and take the highest hit
+# within ten crystals of the photon's direction.
 
 # %%
 FRAME, SEED_AT = 32, 15
@@ -246,9 +249,9 @@ print(
 # | channels | energy, time | energy |
 # | seed crystal | row 16, column 16 | row 15, column 15 |
 #
-# A frame is brought to the training's form by a division and a shift by one crystal in both directions:
-# $x_{ij} = f_{i-1,\,j-1}\,/\,50\,\mathrm{GeV}$. Row and column 0 were not in the frame and become zeros. The adapter is
-# *inside the exported graph*, so what the plugin crops goes in unchanged.
+# A division and a shift by one crystal in both directions turn a frame $f$ into a training image:
+# $x_{ij} = f_{i-1,\,j-1}\,/\,50\,\mathrm{GeV}$. Its row and column 0 become zero. This adapter is *inside the exported graph*;
+# the plugin's frame goes in unchanged.
 
 
 # %%
@@ -295,11 +298,10 @@ for axis, (title, image) in zip(axes, shown.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# **Format.** A release with ONNX Runtime has one version of it, which reads models up to a certain operator set (opset) and
-# file format (IR). The oldest, 1.0.0 of CMSSW_11_0_1, reads opset 10 and IR 5; all others read these too. RecoE2E replaces
-# only a first dimension of −1 and takes one float per photon. `check_model` (`contract.py`) refuses any other model. The
-# C++ cannot read the graph; when the job starts it sends a batch of test frames through the model and stops if one of
-# the scores is not a probability.
+# **Format.** Each version of ONNX Runtime reads models up to a certain operator set (opset) and file format (IR). The oldest in
+# CMSSW, 1.0.0 in CMSSW_11_0_1, reads opset 10 and IR 5; all others read these too. In RecoE2E only the first dimension may be
+# free, and one float is read per photon. `check_model` (`contract.py`) refuses any model that does not fit. When a job starts,
+# our plugins run test frames and stop if a score is not a probability.
 
 # %%
 graph = CmsswGraph(network).eval()
@@ -323,9 +325,9 @@ print(
 
 # %% [markdown]
 # ## 5. The same scores everywhere
-# **Engines.** The same frames through PyTorch and through ONNX Runtime: batches of 1, 2, 7 and 64 showers, and an
-# empty frame. The old versions are the PyPI wheels of what CMSSW carries; `make` installs them where it finds
-# a Python old enough for them. They are not CMSSW's own builds.
+# **Engines.** Batches of showers and an empty frame go through PyTorch and ONNX Runtime; the table shows the largest
+# difference. The old versions are wheels from PyPI, installed by `make` where it finds a Python old enough, not CMSSW's own
+# builds; 1.7.0 is tested in place of the 1.7.2 of CMSSW_12_0_2.
 
 # %%
 TOLERANCE = 1e-5
@@ -359,9 +361,9 @@ for version, reason in missing.items():
     print(f"ONNX Runtime {version} was not run: {reason}")
 
 # %% [markdown]
-# **C++.** The plugins' core (cropping, batching, one inference call an event, −1 for cut photons) is plain C++ without
-# any header of CMSSW, `PhotonFrames.cc`. Here g++ compiles this file with a small program that reads events from a file
-# and calls the C library of ONNX Runtime inside the installed wheel.
+# **C++.** The core of the plugins (cropping, batching, one inference call per event, −1 for cut photons) is plain C++ without
+# CMSSW headers, `PhotonFrames.cc`. Here g++ compiles it with a small program that calls ONNX Runtime's C library and takes the
+# seed crystals found above; the C++ cuts and seed search are not tested here.
 
 
 # %%
@@ -401,10 +403,10 @@ else:
 
 # %% [markdown]
 # ## 6. What the adapter is worth
-# All rows score the same images, turned into the frames that RecoE2E would crop from the same hits. *No adapter* is the
-# network as common task 1 trained it, fed by RecoE2E directly; the next two leave out one half of the adapter. *Never
-# cropped* images show what the strip of crystals costs that a shifted frame lacks. *Mirror image* averages with the image
-# reflected in $\eta$, as common task 1 does, and needs a second pass.
+# All rows score the same images. Except for *never cropped*, these are first turned into RecoE2E's frames, which lack one row
+# and one column of the image. *No adapter* feeds such frames directly to the network of common task 1; *no shift* and *no
+# division* each omit half of the adapter. *Mirror image* averages with the image reflected in $\eta$, as common task 1 does,
+# and needs a second pass.
 
 
 # %%
@@ -436,12 +438,12 @@ table = comparison.table().drop(columns="spread of trainings").rename(index=LABE
 table.rename(columns={"value": "ROC-AUC", "minus exported": "minus exported graph"})
 
 # %% [markdown]
-# Each half of the adapter is needed. The failure is silent: every score of the wrong input is still a number
-# between 0 and 1.
+# Both halves of the adapter are needed. Failure is silent: a wrong input still scores between 0 and 1. The missing row and
+# column cost very little, as does omitting the mirror image, but both intervals exclude zero.
 
 # %% [markdown]
-# **From file to score.** If branches, decoding, seeds and cropping are right, photons of the file score like labelled
-# photon images (which exist for $|\eta| < 1.2$ only). The test is of our chain only: file and images come from one simulation.
+# **From file to score.** If branches, decoding, seed crystals and cropping are right, photons of the file score like labelled
+# photon images (only $|\eta| < 1.2$). File and images come from one simulation, so only our chain is tested.
 
 # %%
 central = has_frame & (np.abs(events.eta) < 1.2)
@@ -466,11 +468,11 @@ print(
 )
 
 # %% [markdown]
-# They nearly do. The mean of the photons of the file is a little lower, and the test of Kolmogorov and Smirnov hints at a
-# difference that a thousand photons cannot settle. A broken chain, as in the rows above, would be off by far more.
+# They nearly do. The mean score of the file's photons is slightly lower, with weak significance; the Kolmogorov-Smirnov test
+# shows no significant difference. How far a broken chain would shift the mean was not tested.
 #
-# **Real images.** Where the folder named by `E2E_REAL_SAMPLES` is at hand, the exported graph sees frames made from 100
-# real images. They are few, and decide only that the graph orders real showers.
+# **Official images** (called real in the code). If the folder named by `E2E_REAL_SAMPLES` is available, the exported graph
+# scores frames from 100 official images: enough only to show that it separates them at all.
 
 # %%
 REAL_FILE = paths.REAL_SAMPLES / "egamma_real_100.npz"
@@ -484,11 +486,10 @@ if card["source"] == "standin" and REAL_FILE.is_file():
 
 # %% [markdown]
 # ## 7. Time per event
-# Real time of an event of two photons, one thread, as CMSSW gives an event. *Session kept*: the model is opened once a
-# job, as in our plugins. *Session per event*: RecoE2E opens it anew for every event. The C++ figures contain cropping,
-# batching and inference; the Python ones contain the inference only and compare the versions of the engine. **None of this was
-# measured inside CMSSW.** Runs of one program differ by more than the events of one run, so each figure is the median over
-# processes, taken in turn; brackets are the fastest and the slowest process.
+# Wall-clock time for two photons, on one thread as in CMSSW. *Session kept*: the model is opened once per job, as in our
+# plugins. *Session per event*: it is opened for every event, as in RecoE2E, whose code was not run. Only the C++ times include
+# cropping and batching; the Python times compare the versions of the engine. Each figure is the median over processes [fastest,
+# slowest], with the programs taking turns.
 
 # %%
 KEPT, PER_EVENT = "session kept", "session per event"
@@ -557,9 +558,8 @@ axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
-# **Inside CMSSW** there are numbers of others: two public solutions of this task keep the tables that FastTimerService
-# printed in their finished jobs, with RecoE2E's code as it is. Machine, model and build of the engine differ from ours,
-# so they stand in no table with our times.
+# **Inside CMSSW** only others have measured times: two public solutions of this task show what FastTimerService printed in
+# their finished jobs, with RecoE2E's code. Machine, model and engine build differ, so these times cannot be compared with ours.
 
 # %%
 PUBLIC_JOBS = pd.DataFrame(  # ms per event
@@ -570,36 +570,36 @@ PUBLIC_JOBS["share of EGTagger"] = PUBLIC_JOBS["EGTagger"] / PUBLIC_JOBS["whole 
 PUBLIC_JOBS.style.format("{:.1f}", na_rep="").format("{:.0%}", subset=["share of EGTagger"])
 
 # %% [markdown]
-# `EGTagger`, which opens the session and infers, is the largest single part of the event there. What a kept session saves
-# of it can only be measured in CMSSW.
+# `EGTagger`, which opens the session and infers, takes almost half of the time. How much a kept session would save there is
+# unknown.
 
 # %% [markdown]
 # ## 8. The run in CMSSW
-# `cmssw/run_in_docker.sh MODEL INPUT` starts the container, makes the project area of CMSSW_12_0_2, clones RecoE2E, lays our
-# files over it, compiles, runs the unit test, and then runs the command of the task as it is printed there:
+# `cmssw/run_in_docker.sh MODEL INPUT` is to start the container, set up CMSSW_12_0_2, clone RecoE2E, copy our files over it,
+# compile, run the unit test, and then the task's command as printed there:
 # ```
 # cmsRun RecoE2E/EGTagger/python/EGInference_cfg.py \
 #   inputFiles=file:SIM_DoubleGammaPt50_Pythia8_1000Ev.root maxEvents=-1 EGModelName=sample.onnx
 # ```
-# After it comes the configuration of our own package `E2EInference/ElectronPhoton`, which needs neither RecoE2E's frames nor a
-# database. FastTimerService writes `resources.json` in both jobs; `parse_timing.py` makes the tables.
+# Our own package `E2EInference/ElectronPhoton`, which needs neither RecoE2E's frames nor a database, runs next.
+# FastTimerService writes `resources.json` in both jobs, and `parse_timing.py` makes tables of it.
 #
 # | in RecoE2E | effect | replaced by |
 # | --- | --- | --- |
-# | configuration: input, number of events and model are literals | the command line has no effect | the options are honoured |
-# | `predict_tf`: one literal path of its authors' disk | any `EGModelName` runs the same model | `edm::FileInPath` of the name |
-# | session made for every event | time (section 7) | one for the job, `edm::GlobalCache` |
+# | configuration: input, number of events and model are literals | the command line has no effect | options that take effect |
+# | `predict_tf`: one literal path on its authors' disk | any `EGModelName` runs the same model | `edm::FileInPath` of the name |
+# | new session for every event | time (section 7) | one per job, `edm::GlobalCache` |
 # | `EGTagger` drops the scores | the product is −1 for every photon | scores stored; −1 means cut |
-# | empty frames are inferred | a score that means nothing | not inferred |
+# | empty frames are inferred | meaningless scores | not inferred |
 # | buffer channel-last, declared channel-first | two channels are mixed up silently | one channel, checked |
 #
-# The task's two images, 10_6_8_patch1 and 11_0_1, cannot run it: the file was written by 12_0_2, and no release
-# reads files of later ones; the first has no ONNX Runtime at all. The script refuses them. `cmssw/README.md` lists every
-# signature of CMSSW that our code uses with its public header, and what has run and what has not.
+# The script refuses the two releases named in the task, 10_6_8_patch1 and 11_0_1: they cannot read the file, which 12_0_2
+# wrote, and the first has no ONNX Runtime. `cmssw/README.md` lists the CMSSW signatures that we use, with their headers, and
+# what has and has not been run.
 
 # %% [markdown]
 # ## 9. What this run shows
-# The main claims of this notebook, checked on this run's numbers. A run in which one is false is not published.
+# The main claims, checked against this run's numbers. A run in which one is false is not published.
 
 # %%
 headline = next(iter(measures))
@@ -710,20 +710,19 @@ metrics = run.save_metrics(
 
 # %% [markdown]
 # ## 10. Discussion, limits, references
-# **The conversion was the easy part.** The network of common task 1 goes through the tracing exporter at opset 10 and runs
-# unchanged in engines that are years apart. What decides whether the scores mean anything are conventions that no engine
-# checks: the unit, the pixel on which the frame is centred, the order of the channels. They belong in the graph, and a
-# test on labelled frames belongs beside it.
+# **The conversion was the easy part.** The network runs unchanged in engines released years apart. Whether its scores mean
+# anything depends on conventions that no engine checks: unit, central pixel, order of channels. They belong in the graph, and
+# need a test on labelled frames.
 #
-# **Time.** Opening the model costs far more than cropping and inferring, in C++ and in Python and with every engine: the
-# graph has hundreds of small operators, and each opening builds and optimises it again. The oldest engine opens faster and
-# infers more slowly than today's.
+# **Time.** Opening probably takes long because the graph has hundreds of operators, built and optimised each time. The oldest
+# engine opens the model faster than today's and infers more slowly; 1.7.0, the nearest to that of CMSSW_12_0_2, opens it most
+# slowly.
 #
-# **Limits.** No `cmsRun` was run: that the plugins compile against the real headers, that the file is read, and the time
-# of the module inside a job are still to be confirmed with `run_in_docker.sh`. The engines measured here are wheels from PyPI,
-# with kernels for newer processors than some builds of CMSSW have. The stand-in photons have no pile-up. The seed is found
-# without the supercluster, so that a photon of the official file may get a frame around another crystal than in CMSSW.
+# **Limits.** Only a run of `run_in_docker.sh` can show whether the plugins compile against CMSSW's headers, whether the
+# official two-photon file is read, and how long the module takes in a job. The wheels have kernels for newer processors than
+# some builds of CMSSW; 1.2.0 (CMSSW_11_1) and 1.7.2 were not tested. The stand-in photons have no pile-up. Without the
+# supercluster, the frame of an official photon may be centred on another crystal than in CMSSW.
 #
 # **References.** RecoE2E, github.com/rchudasa/RecoE2E. CMSSW, `PhysicsTools/ONNXRuntime` and `HLTrigger/Timer`,
-# github.com/cms-sw/cmssw. ONNX Runtime, onnxruntime.ai. M. Andrews et al., *End-to-end physics event classification with
-# CMS open data*, arXiv:1807.11916. CMS Collaboration, *The CMS experiment at the CERN LHC*, JINST 3 (2008) S08004.
+# github.com/cms-sw/cmssw. ONNX Runtime, onnxruntime.ai. M. Andrews et al., *End-to-end physics event classification with CMS
+# open data*, arXiv:1807.11916. CMS Collaboration, *The CMS experiment at the CERN LHC*, JINST 3 (2008) S08004.
