@@ -33,7 +33,7 @@ def notebook(tmp_path):
     module.x, module.sets = x, {"jets": module.main}
     module.CONFIG = module.CONFIGS["smoke"]
     encoders = [module.TASK2G.ResNet15() for _ in range(2)]
-    module.starts = dict.fromkeys(module.STUDENTS, encoders)
+    module.starts = {arm: encoders for arm in module.STUDENTS if arm != "fresh"}
     answers = np.column_stack([rng.random(FREE), rng.normal(size=(FREE, 2))]).astype(np.float32)
     module.teachers, module.trained = {"student": [answers, answers]}, {}
     module.run = SimpleNamespace(directory=tmp_path)
@@ -260,9 +260,10 @@ def test_all_students_see_equally_many_jets_per_update(notebook):
     notebook.CONFIG = config
     arms = (*notebook.STUDENTS, "supervised", "longer")
     sizes = {arm: notebook.plan_of(notebook.Job(arm, 0, 4))[1] for arm in arms}
-    taught = ("student", "own_teacher", "supervised_teacher", "full_rate")  # unlabelled besides
+    # unlabelled jets besides:
+    taught = ("student", "own_teacher", "supervised_teacher", "full_rate", "fresh")
     assert sizes == {arm: 8 if arm in taught else 16 for arm in arms}
-    assert not {"continued", "supervised", "longer"} & set(notebook.teachers)
+    assert not {"continued", "continued_full", "supervised", "longer"} & set(notebook.teachers)
     notebook.sets["few"] = notebook.main
     others = [
         notebook.plan_of(notebook.Job(arm, 0, 4, data="few")) for arm in ("tuned", "supervised")
@@ -270,7 +271,9 @@ def test_all_students_see_equally_many_jets_per_update(notebook):
     assert [size for _, size, *_ in others] == [8, 8]
 
 
-@pytest.mark.parametrize(("arm", "factor"), [("continued", 0.1), ("full_rate", 1.0)])
+@pytest.mark.parametrize(
+    ("arm", "factor"), [("continued", 0.1), ("full_rate", 1.0), ("continued_full", 1.0)]
+)
 def test_students_begin_at_their_encoder_which_learns_at_its_rate(
     notebook, monkeypatch, arm, factor
 ):
@@ -286,6 +289,17 @@ def test_students_begin_at_their_encoder_which_learns_at_its_rate(
     assert sum(len(group["params"]) for group in seen[0].param_groups) == len(
         list(model.parameters())
     )
+
+
+def test_a_student_from_random_weights_begins_like_the_supervised_expert(notebook):
+    notebook.starts["fresh_with_a_start"] = notebook.starts["student"]
+    arrays = notebook.TASK2G.as_arrays
+    fresh, supervised, other = (
+        arrays(notebook.new_network(notebook.Job(arm, 1, 4)).encoder)
+        for arm in ("fresh", "supervised", "fresh_with_a_start")
+    )
+    assert_same_weights(fresh, supervised)
+    assert any(not np.array_equal(fresh[name], other[name]) for name in fresh)
 
 
 class FakeFit:
@@ -330,8 +344,13 @@ def test_every_job_gets_the_rate_with_the_best_quality(notebook, monkeypatch):
     assert not notebook.trained
 
 
-def test_a_random_encoder_has_the_scale_of_jets_and_is_the_same_each_time(notebook):
-    first, again = notebook.random_encoder(0), notebook.random_encoder(0)
+def test_a_settled_encoder_has_the_scale_of_whole_jets_whatever_it_saw_before(notebook):
+    torch.manual_seed(0)
+    first, again = notebook.TASK2G.ResNet15(), notebook.TASK2G.ResNet15()
+    again.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        again.train()(3 * towers_of(notebook))  # other normalisations
+    first, again = notebook.settled(first), notebook.settled(again)
     assert_same_weights(*(notebook.TASK2G.as_arrays(model) for model in (first, again)))
     assert not first.training
     towers = notebook.TASK2G.towers_of(notebook.unlabelled, np.arange(FREE))
