@@ -128,9 +128,9 @@ DATA_SOURCE = os.environ.get("DATA_SOURCE", "auto")  # auto, official, standin
 DATA = os.environ.get("DATA") or None  # other files of the official schema, comma separated
 
 # %% [markdown]
-# A profile changes the number of jets, steps and trainings, never the method. The cost of a training is the number of jets that
-# the diffusion network sees; rivals see as many jets as the same number of floating-point operations allows. This notebook
-# is longer than most: it holds three kinds of generator, and judges that have to show first what they can find.
+# A profile changes the number of jets, steps and trainings, never the method. Rivals of the diffusion network see as many jets as
+# the same number of floating-point operations allows. This notebook is longer than most: it holds three kinds of generator,
+# and judges that have to show first what they can find.
 
 
 # %%
@@ -186,12 +186,11 @@ print(", ".join(f"{part}: {len(rows):,} jets" for part, rows in parts))
 
 # %% [markdown]
 # **What is generated.** Sums of $5\times5$ pixels, $8\times25\times25$ *towers*. An HCAL tower is such a square, whose pixels are
-# equal; in the other channels the detail within a tower comes from a library of real towers (section 7), and the tests
-# look at pixels too.
+# equal; in the other channels the detail within a tower comes from a library of real towers (section 7).
 #
 # **What no real jet can have.** dz and d0 belong to tracks: without a track there is neither. Pixel layers hold whole numbers
-# of hits. The largest pixel of each channel is 255. The cell counts the real jets that break one of these rules; section 7
-# counts the generated ones.
+# of hits. The largest pixel of each channel is 255. Real jets that break one of these rules are counted here, generated ones
+# in section 7.
 
 # %%
 CHANNELS = ("track $p_T$", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3")
@@ -225,13 +224,13 @@ print("impossible:", {name: int(s.impossible().any(axis=1).sum()) for name, s in
 #
 # **Stage two** (`task2d_diffusion/codec.py`) has one number $v$ per tower and channel: $-1+0.25\,\epsilon$ for an empty
 # tower, with normal $\epsilon$, $1+0.3\,z$ for an active one, and $3+0.25\,\epsilon$ for the channel's highest, whose value
-# stage one knows. These are three clouds that do not touch, each with noise of its own, so no network has to make a point
-# mass, and *which* tower is the highest, in several channels the same one, stands out of the noise before anything else.
+# stage one knows: three clouds that do not touch, so no network has to make a point
+# mass, and *which* tower is the highest stands out of the noise before anything else.
 #
 # **Back to a jet.** Of each channel the $n_c$ towers that rank highest are active, with $n_c$ from stage one; *dz and d0 rank
 # within the towers that have a track*. The first gets stage one's highest value, the others are scaled to what the sum leaves
-# them, and counted ones are rounded to whole hits. All generators share stage one and this way back, hence nothing
-# impossible comes from any of them: this is construction, not learning.
+# them, and counted ones are rounded to whole hits. All generators share stage one and this way back, so nothing
+# impossible comes from any of them, by construction.
 
 # %%
 rng = np.random.default_rng(0)
@@ -283,9 +282,8 @@ def batch_of(
 # %% [markdown]
 # ## 4. Model
 # **One network at tower resolution for all generators.** Every tower keeps a vector of 48 features. A block mixes the vectors
-# along rows and along columns with learned matrices (what a jet centred in its image has in common is *where* things
-# are), and among neighbours with a convolution of each feature (trees that judge look first at towers side by side); then the
-# features of every tower (MLP-Mixer, arXiv:2105.01601). Noise levels and stage one's numbers scale, shift
+# along rows and along columns with learned matrices (what centred jets have in common is *where* things are), and among
+# neighbours with a convolution of each feature; then the features of every tower (MLP-Mixer, arXiv:2105.01601). Noise levels and stage one's numbers scale, shift
 # and gate each step (adaptive layer norm, arXiv:2212.09748). Nothing is squeezed through a bottleneck: relations within
 # one tower, such as a track and its dz, stay where they are.
 
@@ -375,9 +373,8 @@ class Pooled(TowerNetwork):
 
 # %% [markdown]
 # **What single towers say is counted, not learned.** The chance of a hit, the mean and width of a hit's $v$, and the chance to be
-# the highest differ from tower to tower with the distance to the axis. Training jets give them, mirrored, without a gradient
-# step, and every generator starts there or near: *untrained, it draws independent towers*. What training adds is relations.
-# Every network answers with the same three maps for each channel: a shift of the log-odds of a hit, a move of its value, and a
+# the highest differ from tower to tower. Training jets give them, mirrored, without a gradient step, and every generator
+# starts there or near: *untrained, it draws independent towers*. What training adds is relations. Every network answers with the same three maps for each channel: a shift of the log-odds of a hit, a move of its value, and a
 # shift of the log-chance to be the highest.
 
 
@@ -426,8 +423,7 @@ class TowerPrior(nn.Module):
 # network's log-chance plus the evidence of $x$, makes a distribution. And an expectation of a known number is that number: the
 # chances of all towers of a channel add up to the $n$ hits that stage one knows, $\sum p+(1-p)\,r=n$. One multiplier per channel,
 # $$\ln\frac r{1-r}=\ell+\Delta+\lambda+\ln\frac{\mathcal N(x;\mu,w^2+\sigma^2)}{\mathcal N(x;-1,w_0^2+\sigma^2)},$$
-# sees to that at every noise level, in training and in the sampler. Without it the sampler drifts towards too many hits, and
-# what then has to be cut off again gives the jets away.
+# sees to that at every noise level, in training and in the sampler, which drifts towards too many hits without it.
 
 
 # %%
@@ -495,12 +491,12 @@ def posterior_of(
 # %% [markdown]
 # **One noise level, or one per group of channels?** All channels share a level. The alternative gives calorimeters, tracks and
 # pixel layers levels of their own, drawn independently in training; in two thirds of the jets the first group, or the first two,
-# are clean. One network then knows the conditional distributions with which the sampler can let the calorimeters lead, the tracks
-# follow some steps behind, and the pixel layers come last. Section 9 compares both on validation jets.
+# are clean. So the sampler can let the calorimeters lead, the tracks follow some steps behind, and the pixel layers come last.
+# Section 9 compares both on validation jets.
 #
 # **Loss.** The network is trained by what it says of each tower: minus the logarithm of the chance that it gave to what the tower is,
-# and for hits the squared error of $v$ in posterior widths. The best answer to that is the same posterior, no weights of noise
-# levels have to be chosen, and rare things count: between a chance of 3 and of 10 % squared errors hardly tell. Levels have
+# and for hits the squared error of $v$ in posterior widths. The best answer is the same posterior, no weights of noise
+# levels have to be chosen, and rare things count. Levels have
 # $\ln\sigma\sim\mathcal N(0,1.2^2)$: what a whole jet has in common is decided where single towers are still deep in the noise.
 #
 # **Flow matching and EDM are weightings of the squared error**, compared in section 9. On straight lines
@@ -536,8 +532,7 @@ def drawn_levels(n: int, weighting: str, grouped: bool, generator: torch.Generat
 # %% [markdown]
 # **What the network sees.** Beside $x$ the chances that each tower's own $x$ gives, less those before it, and the values of likely
 # hits. A tower's answer is the network's plus a *direct* one, linear in these: in the neighbours by a convolution, and in the
-# sums along rows and along columns, which carry what a jet has in common, such as pixel hits that are shifted together. So the
-# first-order relations need no detour through the network.
+# sums along rows and along columns. So first-order relations need no detour through the network.
 
 
 # %%
@@ -661,12 +656,11 @@ def sample_diffusion(model: nn.Module, condition: Tensor, noise: Tensor, lag: in
 # for the highest, a Bernoulli distribution for "hit" of the others, and a normal one of $v$ for such hits; dz and d0 count only
 # where a track is. Loss $-\ln p(v|u)+\beta\,\mathrm{KL}$ per jet. Generated jets are drawn from the likelihood, with as many hits as
 # stage one says. The latent numbers
-# also reach the log-odds of all towers by one matrix, and start with a narrow posterior: a decoder that has to find its way to
-# them through the whole network learns to do without them first, and the posterior collapses at every $\beta$.
+# also reach the log-odds of all towers by one matrix, and start with a narrow posterior: otherwise the decoder learns to do
+# without them first, and the posterior collapses at every $\beta$.
 #
 # **GAN.** The generator gets noise of the size of a jet, and draws highest tower, hit and value as the VAE does; a straight-through
-# estimate lets gradients pass the draws. What stage one and the tracks impose on a finished jet, its number of hits and the places of
-# dz and d0, is imposed before the critic, too. The critic sees $v$ and the conditions: non-saturating loss and $R_1$ penalty (arXiv:1801.04406) on an
+# estimate lets gradients pass the draws. The number of hits and the places of dz and d0 are imposed before the critic, too. The critic sees $v$ and the conditions: non-saturating loss and $R_1$ penalty (arXiv:1801.04406) on an
 # eighth of every batch. The spread of its features over the batch tells it when a batch is too uniform
 # (arXiv:1710.10196). The *plain* GAN has neither penalty nor spread, and sees as many jets. Section 8 asks what that does.
 
@@ -958,9 +952,9 @@ print({name: f"{n / 1e6:.1f} MFLOPs" for name, n in flops.items()}, sizes["diffu
 
 # %% [markdown]
 # ## 5. Training
-# AdamW, one cycle (arXiv:1708.07120), a moving average of the weights, which is what generates. The state is saved several
-# times per training; an interrupted run continues bit for bit. The weights with the lowest validation loss are kept; a GAN's
-# losses do not tell how good it is, so it keeps its last ones.
+# AdamW, one cycle (arXiv:1708.07120), a moving average of the weights, which is what generates. An interrupted run continues
+# bit for bit. The weights with the lowest validation loss are kept; a GAN's losses do not tell how good it is, so it
+# keeps its last ones.
 
 
 # %%
@@ -1060,10 +1054,9 @@ def run_jobs(jobs: list[Job]) -> None:
 
 # %% [markdown]
 # **Which trainings.** One long diffusion training is the headline. The comparison of principles has three trainings of each
-# arm (two in the smaller profiles), short ones of equal compute: they show how each principle starts, not where it ends. Three ablations are trained likewise: squared errors with the
-# weighting of flow matching or of EDM, and a noise level per group of channels, which takes more passes to generate, since
-# groups wait for each other.
-# Validation losses, after the first and the last look, compare only where the loss is the same.
+# arm (two in the smaller profiles), short ones of equal compute: they show how each principle starts, not where it ends. The
+# ablations of section 9 are trained likewise. Validation losses, after the first and the last look, compare only where the loss
+# is the same; seconds are those of trainings side by side, which slow each other down.
 
 # %%
 ARMS = {  # name -> network, options
@@ -1168,7 +1161,7 @@ def made_once(name: str, number: int) -> Sample:
 # %% [markdown]
 # **Rejection, an extra arm.** The long training makes four times as many jets. Trees learn to tell the first quarter from
 # *training* jets. Of the rest one jet in three is kept, drawn with probabilities proportional to $p/(1-p)$, where $p$ is that
-# of a real jet. So a jet costs three. Judges that are trained anew on other jets decide whether it helped.
+# of a real jet. So a jet costs three. Judges trained anew decide whether it helped.
 
 # %%
 given = stage_one(4 * n_made, 1000)
@@ -1186,11 +1179,11 @@ samples["real"] = [real["train"].rows(slice(n_made // 2, n_made + n_made // 2))]
 # 0.5 on new jets means that it cannot. That is praise only if the classifier is good. Ours are **boosted trees on
 # observables** (sums, shapes, neighbours, and for each pair of channels how often both are active in the same tower), **a
 # network on towers** with a block of section 4, which is shown for each pair of channels where both are active, and in how many
-# towers one is without the other, and **one on pixels**, which first makes 32 features of the $5\times5$ pixels of
-# each tower. All learn from training jets and half of the generated ones, stop on validation jets and a tenth, and score test
-# jets and the last 40 % of the generated ones, which nothing has seen (`task2d_diffusion/judges.py`). An earlier network on
-# towers did not find a dz without a track: one tower in 625 drowned in the mean over all. This one was chosen among five
-# by the defects below, with validation jets, so its column in the table is a little too good.
+# towers one is without the other, and **one on pixels**, which first makes 32 features of each tower's pixels. All learn from
+# training jets and half of the generated ones, stop on validation jets and a tenth, and score test
+# jets and the last 40 % of the generated ones, which nothing has seen (`task2d_diffusion/judges.py`). The network on towers was
+# chosen among five by the defects below, with validation jets, so its column in the table is a little too good; the first did not
+# find a dz without a track, since one tower in 625 drowned in the mean over all.
 
 
 # %%
@@ -1233,8 +1226,8 @@ def judge_of(kind: str, seed: int = 0) -> judges.Learner:
 # %% [markdown]
 # **Planted defects.** Real training jets with one thing wrong, in a share of the jets or by a size. The judges score them
 # against validation jets on which they have not stopped. The first defect is impossible in nature, the others are what a
-# mediocre generator would get wrong. The table gives the AUC if all jets have the defect (for the ECAL: 10 % more energy in all towers but the highest), and
-# the smallest grade that is still found, with an interval above 0.5.
+# mediocre generator would get wrong. The table gives the AUC if all jets have the defect (for the ECAL: 10 % more energy in all
+# towers but the highest), **here the more the better**, and the smallest grade that is still found, with an interval above 0.5.
 
 # %%
 KINDS = ("towers", "trees")
