@@ -780,12 +780,47 @@ def test_permuted_pixels_keep_the_towers(trained) -> None:
     assert in_towers(x).sum(4) == pytest.approx(to_towers(images, np.arange(6)).x, abs=0.01)
 
 
+def test_all_channels_of_a_tower_take_their_pixels_from_one_real_tower(trained) -> None:
+    library = trained.WholeTowers(trained.jets, np.arange(30))
+    whole = jet_samples.of_images(trained.jets, np.arange(20, 40))  # ten are not in the library
+    found = library.rendered(whole, 0).dense().numpy()
+    impossible = impossible_pixels(found).drop(columns="a broken hit")  # as above
+    assert not impossible.to_numpy().any()
+    real, made = (
+        trained.by_tower(x) > 0 for x in (trained.jets.dense(np.arange(30)).numpy(), found)
+    )
+    channels = {tuple(tower.any(1)) for tower in real}
+    patterns = {tower.tobytes() for tower in real}
+    known = [tower for tower in made if tuple(tower.any(1)) in channels]
+    assert all(tower.tobytes() in patterns for tower in known)
+    assert len(known) > 0.9 * len(made)
+    sums = to_towers(SparseImages.from_dense(found), np.arange(20)).x
+    expected = whole.images.dense().numpy()
+    assert ((sums > 0) == (expected > 0)).all()
+    assert np.abs(sums - expected).sum() < 0.2 * expected.sum()
+
+
+def test_pairs_are_counted_that_touch_across_the_borders_of_towers(trained) -> None:
+    x = trained.jets.dense(np.arange(4)).numpy()
+    broken, pairs = trained.counted_in(trained.jets.subset(np.arange(4)))
+    assert not broken.any()
+    on, expected = np.delete(x, 4, 1) > 0, np.zeros(4)
+    for jet, channel, i, j in np.argwhere(on):
+        below, beside = i % 5 == 4 and i < 124, j % 5 == 4 and j < 124
+        expected[jet] += below and on[jet, channel, i + 1, j]
+        expected[jet] += beside and on[jet, channel, i, j + 1]
+    assert pairs.tolist() == expected.tolist()
+    assert expected.any()
+
+
 def test_modes_are_counted(notebook) -> None:
     rng = np.random.default_rng(0)
     points = toy.MODES[rng.integers(10, size=2000)]
     points = points + toy.WIDTH * rng.normal(size=(2000, 2))
     assert toy.modes_found(points) == 10
     assert toy.modes_found(np.full((100, 2), 50.0)) == 0
+    assert notebook.at_modes(points) == pytest.approx(1 - np.exp(-4.5), abs=0.01)
+    assert notebook.at_modes(points + 0.5) == 0
     assert notebook.train_toy(True, 0, 2).shape == (4000, 2)
 
 
