@@ -57,8 +57,8 @@ _ = display("Real and generated jets are shown here when the run ends.", display
 # (section 7), though far fewer than those of the short trainings; keeping one jet in three by rejection helps about as much as
 # the longer training did. A network that looks at towers tells them only a little better than by chance, which says more of
 # that judge: trees find smaller defects. **The aims that were set before (section 10) are all missed.** The pixels inside the
-# towers are patterns of real jets: chosen channel by channel they give images away at once, chosen for whole towers far less,
-# but what should lie across the borders of towers is missing. At equal compute the diffusion model is far ahead of VAE and GAN,
+# towers are patterns of real jets: chosen channel by channel they give images away at once, chosen for whole towers less, but still
+# most of them, because what should lie across the borders of towers is missing. At equal compute the diffusion model is far ahead of VAE and GAN,
 # but that compute is a few hundred updates, after which those two are still told from real jets almost with certainty, as
 # independent towers are: the comparison shows which principle learns fast, not which is best in the end.
 
@@ -1919,10 +1919,11 @@ metrics = run.save_metrics(
 # real jets. A reason may be that both have to say a whole jet at once, and the diffusion model only what is missing from a
 # noisy one.
 #
-# *Pixels.* Channel by channel, patterns give away real towers as easily as generated ones. Patterns of whole towers give the
-# judge much less: what it saw first were relations between channels inside a tower. That it hardly sees what is still missing
-# is its weakness: far too few pixels touch across the borders of towers, and their number alone tells most images. It is also
-# blind to a single pixel with a dz and no track, which is why that rule is counted and not judged.
+# *Pixels.* Channel by channel, patterns give away real towers as easily as generated ones. Patterns of whole towers give the judge
+# less, so part of what it saw were relations between channels inside a tower. But it still tells most images, those with real towers,
+# too, so the pixels remain the weakest part. One fault is known: far too few pixels touch across the borders of towers, and their
+# number alone tells more images than the judge does. Each row has one judge, trained once; differences between rows of whole
+# towers may be its luck. It is blind to a single pixel with a dz and no track, which is why that rule is counted and not judged.
 #
 # *What goes wrong* (section 8). At the largest $\beta$ the latent numbers fall back to the prior, and every reconstruction is
 # an average jet, so complex jets lose many of their towers. A smaller $\beta$ or free bits give most of them back, at a price
