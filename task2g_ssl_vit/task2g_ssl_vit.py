@@ -1064,7 +1064,7 @@ for (name, few, rate), jobs in trials.items():
     line[f"{rate:g}"] = np.mean([reached(job) for job in jobs])
     rates[name, few] = CONFIG.rates[int(np.argmax(list(line.values())))]
 frame = pd.DataFrame({
-    place: {rate: f"{found:.3f}" + "*" * (found == max(line.values())) for rate, found in line.items()}
+    place: {rate: f"{q:.3f}{'*' if q == max(line.values()) else ''}" for rate, q in line.items()}
     for place, line in tried.items()
 }).T.rename_axis(["quality at a rate of", "labels"])  # fmt: skip
 display(frame[sorted(frame, key=float)])
