@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from fake_project import TASK, finished_run, make_project
+from fake_project import REPOSITORY, TASK, finished_run, make_project
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
@@ -148,6 +150,27 @@ def test_a_failed_results_table_takes_everything_back(
 
     monkeypatch.setattr(module, "update", broken)
     with pytest.raises(RuntimeError, match="broken"):
+        publish(TASK, "quick")
+    assert tree(project) == before
+
+
+def test_a_failure_after_a_killed_attempt_keeps_the_last_good_weights(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run("quick", auc=0.8)
+    publish(TASK, "quick")
+    before = tree(project)
+    code = (
+        "import os, pathlib, signal; from tools.publish import rolled_back_on_error\n"
+        f"with rolled_back_on_error([pathlib.Path({str(paths.WEIGHTS / TASK)!r})]):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (paths.WEIGHTS / TASK).exists()
+    finished_run("quick", auc=0.7)
+    monkeypatch.setattr(module, "update", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         publish(TASK, "quick")
     assert tree(project) == before
 

@@ -81,11 +81,16 @@ def refuse_large_tree() -> None:
 
 @contextmanager
 def rolled_back_on_error(targets: list[Path]) -> Iterator[None]:
-    """Move ``targets`` that exist aside (files are copied), and back if the block raises."""
+    """Move ``targets`` that exist aside (files are copied), and back if the block raises.
+
+    One that an earlier, killed call left aside is the last good copy: it is moved back first.
+    """
     backups = {target: target.with_name(f".{target.name}.previous.part") for target in targets}
-    existed = {target for target in targets if target.exists()}
-    for backup in backups.values():
+    for target, backup in backups.items():
+        if backup.exists() and not target.exists():
+            os.replace(backup, target)
         remove(backup)
+    existed = {target for target in targets if target.exists()}
     try:
         for target in existed:
             if target.is_dir():
