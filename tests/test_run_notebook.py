@@ -169,6 +169,9 @@ def test_a_notebook_without_metrics_is_no_run(
     with pytest.raises(NotebookFailure, match=r"without writing metrics\.json"):
         run(TASK, "smoke")
     assert not (folder / f"{TASK}.ipynb").exists()
+    # What was executed is not lost.
+    assert (folder / f"{TASK}.failed.ipynb").is_file()
+    assert "failed: task_run: the notebook ended without" in (folder / "run.log").read_text()
 
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def run(
         nb = load_script(task)
         try:
             execute(nb, parameters, log)
+            stamp["seconds"] = round(log.elapsed(), 1)
+            conclude(folder, task, nb, stamp, code, started)
         except (NotebookFailure, InputError) as failure:
             write_notebook(folder / f"{task}.failed.ipynb", finish(nb, {}))
             log.write(f"failed: {failure}")
@@ -109,8 +111,6 @@ def run(
         except KeyboardInterrupt:
             log.write("interrupted")
             raise
-        stamp["seconds"] = round(log.elapsed(), 1)
-        conclude(folder, task, nb, stamp, code, started)
         log.write("finished")
     return "ran"
 
