@@ -84,11 +84,11 @@ class Runs:
             )  # fmt: skip
 
     def whole(self, folder: Path) -> float:
-        """Let a run come to its end; its seconds. Exits with 1 where it fails."""
+        """Let a run come to its end; its seconds. Raises RuntimeError where it fails."""
         began = time.monotonic()
         code = self.start(folder).wait()
         if code:
-            sys.exit(f"error: {' '.join(self.command)} ended with {code}; see {folder}/output.log")
+            raise RuntimeError(f"make ended with {code}; see {folder.name}/output.log")
         return time.monotonic() - began
 
 
@@ -138,7 +138,7 @@ def torture(runs: Runs, folder: Path, kills: int, longest: float, seed: int) -> 
                 yield f"kill {done}: {alive} process(es) outlived it by {GRACE:.0f} s"
             continue
         if code:
-            yield f"a start after kill {done} ended with {code}; see {folder}/killed/output.log"
+            yield f"a start after kill {done} ended with {code}; see killed/output.log"
             return
         yield from results(folder)
         print(f"a run came to its end after kill {done}; the next one begins anew", flush=True)
@@ -163,15 +163,23 @@ def main() -> int:
     parser.add_argument("--longest", type=float, help="seconds; default: a third of a whole run")
     options = parser.parse_args()
     runs = Runs(options.tasks, options.profile)
+    problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kill-") as temporary:
         folder = Path(temporary)
-        seconds = runs.whole(folder / "whole")
-        longest = options.longest or max(5.0, seconds / 3)
-        print(f"whole run: {seconds:.0f} s; seed {options.seed}, at most {longest:.0f} s to a kill")
-        problems = list(torture(runs, folder, options.kills, longest, options.seed))
-        if problems:
-            shutil.copytree(folder, Path.cwd() / "build" / "kill_and_restart", dirs_exist_ok=True)
-    print(*problems, sep="\n")
+        try:
+            seconds = runs.whole(folder / "whole")
+            longest = options.longest or max(5.0, seconds / 3)
+            print(f"whole run: {seconds:.0f} s; seed {options.seed}, kills within {longest:.0f} s")
+            # One by one: those before a failure are kept.
+            problems.extend(torture(runs, folder, options.kills, longest, options.seed))
+        except RuntimeError as failure:
+            problems.append(str(failure))
+        finally:
+            if problems:
+                kept = Path.cwd() / "build" / "kill_and_restart"
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.copytree(folder, kept)
+                print(*problems, f"data, products and logs: {kept}", sep="\n")
     print(f"{options.kills} kills: {len(problems) or 'no'} problem(s)")
     return 1 if problems else 0
 

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import kill_and_restart
 import psutil
 import pytest
 from kill_and_restart import Runs, compare, differences, kill, torture
@@ -99,8 +101,32 @@ def test_a_killed_program_and_its_children_are_gone(tmp_path: Path, everything: 
 def test_a_failing_run_ends_the_script(tmp_path: Path) -> None:
     runs = Runs([], "smoke", tmp_path)
     runs.command = [sys.executable, "-c", "raise SystemExit(3)"]
-    with pytest.raises(SystemExit, match="ended with 3"):
+    with pytest.raises(RuntimeError, match=r"ended with 3; see whole/output\.log"):
         runs.whole(tmp_path / "whole")
     (tmp_path / "whole" / "build" / "smoke").mkdir(parents=True)
     (problem,) = torture(runs, tmp_path, kills=1, longest=60, seed=0)
     assert "a start after kill 0 ended with 3" in problem
+
+
+def test_a_failure_keeps_the_logs_and_what_was_found_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def whole(_: Runs, folder: Path) -> float:
+        folder.mkdir()
+        (folder / "output.log").write_text("why")
+        return 1.0
+
+    def torture(*_: object) -> Iterator[str]:
+        yield "kill 1: 2 process(es) outlived it"
+        raise RuntimeError("make ended with 3")
+
+    monkeypatch.setattr(Runs, "whole", whole)
+    monkeypatch.setattr(kill_and_restart, "torture", torture)
+    monkeypatch.setattr(sys, "argv", ["kill_and_restart.py"])
+    monkeypatch.chdir(tmp_path)
+    assert kill_and_restart.main() == 1
+    kept = tmp_path / "build" / "kill_and_restart"
+    assert (kept / "whole" / "output.log").read_text() == "why"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["kill 1: 2 process(es) outlived it", "make ended with 3"]
+    assert lines[3].endswith(str(kept))
