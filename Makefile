@@ -60,7 +60,7 @@ site: $(READY)  ## the published notebooks as a static site, to read in a browse
 	@$(PY) -m tools.site
 
 score: $(READY)  ## score an independent sample: TASK=common_task1 DATA=a.hdf5[,b.hdf5] [MODEL=...] [OUT=...]
-	@$(PY) -m tools.score $(TASK) --data "$(DATA)" $(if $(MODEL),--model $(MODEL)) $(if $(OUT),--out "$(OUT)") $(if $(PREDICTIONS_ONLY),--predictions-only)
+	@$(PY) -m tools.score $(TASK) --data "$(DATA)" $(if $(MODEL),--model $(MODEL)) $(if $(OUT),--out "$(OUT)") $(if $(filter-out 0,$(PREDICTIONS_ONLY)),--predictions-only)
 
 publish: $(READY)  ## promote complete runs of PROFILE into the task folders and weights/ [TASK=...]
 	@$(PY) -m tools.publish --profile $(PROFILE) $(TASK)
@@ -69,7 +69,7 @@ reword: $(READY)  ## today's texts into published notebooks whose code is the sa
 	@$(PY) -m tools.reword $(TASK)
 
 independent: $(READY)  ## published models on newly simulated events of another seed [TASK=...] [PROFILE=...]
-	@$(PY) -m tools.independent $(TASK) $(if $(filter command line,$(origin PROFILE)),--profile $(PROFILE))
+	@$(PY) -m tools.independent $(TASK) $(if $(filter-out file,$(origin PROFILE)),--profile $(PROFILE))
 
 results: $(READY)  ## results table of README.md and model cards, from weights/*/metrics.json
 	@$(PY) -m tools.results_table
@@ -93,11 +93,12 @@ clean:  ## remove build/ (unpublished runs and training states, too) and caches;
 distclean: clean  ## clean, and remove data/files (every download) and .venv, too
 	@rm -rf data/files .venv *.egg-info
 
-# Made anew only when the requirements change; a broken attempt leaves no `ready` behind.
+# Made anew only when the requirements change; a broken attempt leaves no `ready` behind. One without pip, as where
+# Debian's python3-venv was missing, is begun again.
 .venv/ready: requirements.txt requirements-simulation.txt pyproject.toml
 	@echo "setting up .venv (some minutes, once) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "error: CPython 3.11, 3.12 or 3.13 is needed, found " + sys.version.split()[0] + "; name one with PYTHON=...")'
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

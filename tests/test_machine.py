@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -264,3 +265,38 @@ def test_help_names_every_target(tmp_path: Path):
     lines = result.stdout.splitlines()
     assert "  help        this text" in lines
     assert "  colab-check in an environment like Colab's" in lines
+
+
+def test_a_half_made_environment_is_made_anew(tmp_path: Path):
+    """One without pip, as `python -m venv` leaves it where it is killed or ensurepip is missing."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.txt", "requirements-simulation.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    whole = '#!/bin/sh\ncase "$*" in *venv*) echo "$*" >> calls; echo > .venv/bin/python;; esac\n'
+    for name, text in (("python", whole), (".venv/bin/python", "#!/bin/sh\nexit 1\n")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    make = ["make", ".venv/ready", "PYTHON=./python"]
+    subprocess.run(make, cwd=tmp_path, capture_output=True, check=True)
+    assert (tmp_path / "calls").read_text() == "-m venv --clear .venv\n"
+    (tmp_path / ".venv" / "ready").unlink()
+    subprocess.run(make, cwd=tmp_path, capture_output=True, check=True)
+    assert (tmp_path / "calls").read_text() == "-m venv --clear .venv\n"  # a whole one is kept
+
+
+def recipe(*arguments: str, **variables: str) -> str:
+    """What make would run, without its environment."""
+    command = ["make", "-n", "VENV=0", *arguments]
+    own = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "MAKEFLAGS")}
+    return subprocess.run(
+        command, cwd=ROOT, env=own | variables, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_variables_of_make_are_heeded():
+    assert "--predictions-only" in recipe("score", "PREDICTIONS_ONLY=1")
+    assert "--predictions-only" not in recipe("score", "PREDICTIONS_ONLY=0")
+    assert "--profile" not in recipe("independent")
+    assert "--profile quick" in recipe("independent", "PROFILE=quick")
+    assert "--profile quick" in recipe("independent", PROFILE="quick")

@@ -41,7 +41,9 @@ def notebook_problems(path: Path, task: str) -> list[str]:
     """What is wrong with an executed notebook, by itself and compared with its percent script."""
     name = path.name
     if not path.is_file():
-        return [f"{task}: no {name}; run and publish it (make publish TASK={task})"]
+        return [
+            f"{task}: no {name}; run and publish it (make publish PROFILE=standard TASK={task})"
+        ]
     nb = read_json(path)
     if not nb.get("cells"):
         return [f"{name}: not a notebook"]

@@ -75,7 +75,7 @@ def score_samples(task: str, profile: str) -> list[dict]:
     if model.parent != paths.WEIGHTS / task:
         raise InputError(
             f"weights/{task}/{task}.onnx: expected a published model, found none; "
-            f"run make publish TASK={task} first"
+            f"run make publish PROFILE=standard TASK={task} first"
         )
     results = []
     for sample, make in SAMPLES[task].items():
