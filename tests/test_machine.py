@@ -244,7 +244,8 @@ def test_a_stage_of_make_all_sees_no_secrets(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("distributed.secede", lambda: None)
     code = "import os; print(*(n in os.environ for n in ('HF_TOKEN', 'HOME', 'OMP_NUM_THREADS')))"
     command = [sys.executable, "-c", code]
-    found = run_stage(command, str(tmp_path), stage_environment("notebook", 1))
+    log = tmp_path / "stage.log"
+    found = run_stage(command, str(tmp_path), stage_environment("notebook", 1), log)
     assert found == (0, "False True True")
 
 

