@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.seeds import torch_generator
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
-from task2d_diffusion import codec, judges, planted_defects, toy, two_samples
+from task2d_diffusion import codec, figures, judges, planted_defects, toy, two_samples
 from task2d_diffusion import samples as jet_samples
 from task2d_diffusion.codec import N_SUMMARY, Codec
 from task2d_diffusion.copies import CopyTest, memorised
@@ -840,3 +841,14 @@ def test_observables_are_named_for_people() -> None:
 
 def test_results_of_trainings_are_listed() -> None:
     assert two_samples.each([0.0871, 32, 100.2]) == "0.0871, 32, 100"
+
+
+def test_figures_have_an_axis_per_jet_and_per_observable() -> None:
+    images = SparseImages.from_dense(toy_jets(2))
+    fig = figures.jet_figure({"a": images, "b": images}, "abcdefgh")
+    assert [axis.get_title() for axis in fig.axes] == ["a", "b", "", ""]
+    table = jet_samples.of_images(images, np.arange(2)).table
+    fig = figures.observables_figure(table, {"b": table}, {"mass_proxy": "t"}, "abcdefgh")
+    assert fig.axes[0].get_title() == "t"
+    assert fig.axes[0].get_xlabel() == "mass proxy\n"
+    plt.close("all")
