@@ -167,6 +167,7 @@ def compared(n_real: int, scores: dict[str, list[np.ndarray]], reference: str) -
 
 
 def interval(comparison: Comparison, name: str) -> str:
-    """Value, interval, and whether it differs from the reference, as text."""
+    """Value, half of its interval, and whether it differs from the reference, without a break."""
     mark = "" if name == comparison.reference else comparison.mark(name)
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*comparison.interval(name)) + f" {mark}"
+    value, low, _ = comparison.interval(name)
+    return f"{value:.3f} ± {value - low:.3f} {mark}".strip().replace(" ", "\N{NO-BREAK SPACE}")

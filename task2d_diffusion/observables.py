@@ -3,6 +3,7 @@
 Towers (n, 8, 25, 25) hold sums of 5 x 5 pixels of the channels of `data.loaders.jets8`.
 """
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -12,8 +13,12 @@ CHANNELS = ("track", "dz", "d0", "ecal", "hcal", "bpix1", "bpix2", "bpix3")
 GRID = 25
 AXIS = np.arange(GRID) - GRID // 2
 RADIUS = np.hypot(*np.meshgrid(AXIS, AXIS, indexing="ij"))
-WAVES = np.rint(np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(GRID) * GRID], indexing="ij")))
 PAIRS = tuple(combinations(range(len(CHANNELS)), 2))
+MEANING = {  # of parts of names that do not explain themselves
+    "cosine": "overlap of patterns (cosine)", "both": "share of common towers",
+    "core": "share in the core", "ring": "share in a ring", "ptd": "$p_T D$",
+    "width eta": "width in eta", "width phi": "width in phi", "beside": "towers with a neighbour",
+}  # fmt: skip
 
 
 def tower_observables(x: np.ndarray, threshold: float = 1e-3) -> pd.DataFrame:
@@ -61,7 +66,9 @@ def next_to(active: np.ndarray) -> np.ndarray:
     return found
 
 
-def small_scale_power(hit: np.ndarray) -> np.ndarray:
-    """Power above six waves per image of patterns (n, 8, 25, 25), less their mean; (n,)."""
-    power = np.abs(np.fft.fft2(hit - hit.mean(0))) ** 2
-    return power[..., WAVES > 6].mean((1, 2))
+def in_words(column: str, names: Sequence[str]) -> str:
+    """An observable for people, its channels by ``names`` in a line of their own."""
+    words, channels = column.split("_"), dict(zip(CHANNELS, names, strict=True))
+    what = " ".join(word for word in words if word not in channels)
+    named = " and ".join(channels[word] for word in words if word in channels)
+    return f"{MEANING.get(what, what)}\n{named}"

@@ -4,8 +4,10 @@ What this cannot make is a relation between the pixels of neighbouring towers.
 """
 
 import numpy as np
+from scipy.spatial import KDTree
 
 from e2e_utils.sparse_images import SparseImages, concatenate
+from task2d_diffusion.codec import is_highest
 from task2d_diffusion.planted_defects import Defect
 from task2d_diffusion.samples import Sample
 from task2d_diffusion.towers import (
@@ -21,6 +23,7 @@ from task2d_diffusion.towers import (
     TOWER,
     TRACK,
     Towers,
+    impossible_pixels,
     in_parts,
     ranks,
     to_towers,
@@ -93,6 +96,70 @@ class TowerLibrary:
         return concatenate([SparseImages.from_dense(x) for x in made])
 
 
+class WholeTowers(TowerLibrary):
+    """Pixels of all channels of a tower from one real tower, in which the same ones are active.
+
+    Where the library has none such, channel by channel.
+    """
+
+    def __init__(self, images: SparseImages, rows: np.ndarray) -> None:
+        super().__init__(images, rows)
+        rng, found, self.nearest = np.random.default_rng(0), [], {}
+        for part in in_parts(rows, 50):
+            towers = to_towers(images, part)
+            pattern = by_tower(images.dense(part).numpy() / units_of(towers.largest))
+            which, alike = described(towers, rng)
+            found.append([x[which > 0] for x in (which, alike, pattern)])
+        which, alike, pattern = map(np.concatenate, zip(*found, strict=True))
+        for key in np.unique(which):
+            these, on = which == key, key >> np.arange(N_CHANNELS) & 1 > 0  # (8,) booleans
+            tree = KDTree(alike[np.ix_(these, on.repeat(3))])
+            self.nearest[key] = on, tree, pattern[np.ix_(these, on)]
+
+    def pixels(self, part: Towers, rng: np.random.Generator) -> np.ndarray:
+        """Towers (n, 8, 25, 25) -> images (n, 8, 125, 125)."""
+        unit, channel = units_of(part.largest), np.arange(N_CHANNELS)
+        most = TOP / unit[..., 0, 0]  # (n, 8)
+        # One pixel of 255, but where hits are counted, and in HCAL, whose towers are even.
+        limit = (most * np.where(channel < HCAL, 0.98, 1)).repeat(GRID**2, 0)[..., None]
+        out = by_tower(super().pixels(part, rng) / unit)  # (625 n, 8, 25)
+        w = np.moveaxis(part.x / unit, 1, 3).reshape(-1, N_CHANNELS, 1)
+        which, alike = described(part, rng)
+        for key, (on, tree, patterns) in self.nearest.items():
+            these = which == key
+            place = np.ix_(these, on)
+            new = patterns[tree.query(alike[np.ix_(these, on.repeat(3))])[1]]
+            scale = w[place] / new.sum(2, keepdims=True)
+            scale[:, np.isin(channel[on], COUNTED)] = 1  # hits stay whole
+            out[place] = np.minimum(new * scale, limit[place])
+        out = out.reshape(-1, GRID, GRID, N_CHANNELS, TOWER**2)
+        x = in_images(np.moveaxis(out, 3, 1))
+        flat = x.reshape(len(x), N_CHANNELS, -1)  # a view
+        top = most * flat.any(2)
+        np.put_along_axis(flat, flat.argmax(2)[..., None], top[..., None], 2)
+        return x * unit
+
+
+def by_tower(x: np.ndarray) -> np.ndarray:
+    """Images (n, 8, 125, 125) -> pixels of each tower (625 n, 8, 25)."""
+    return np.moveaxis(in_towers(x), 1, 3).reshape(-1, N_CHANNELS, TOWER**2)
+
+
+def described(part: Towers, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Active channels of each tower as one number (625 n,); what has to be alike (625 n, 24).
+
+    That is ln(1 + w), being the highest, and ln of the hits behind 255, of each channel. Many
+    towers are equal in these: noise decides among them.
+    """
+    w = part.x / units_of(part.largest)
+    hits = np.zeros_like(w)
+    hits[:, COUNTED] = np.log(part.largest)[..., None, None]
+    alike = np.stack([np.log1p(w), is_highest(w, rng), hits], -1)  # (n, 8, 25, 25, 3)
+    alike = np.moveaxis(alike, 1, 3).reshape(-1, 3 * N_CHANNELS)
+    which = (alike[:, ::3] > 0) @ (1 << np.arange(N_CHANNELS))
+    return which, alike + 0.05 * rng.standard_normal(alike.shape)
+
+
 def on_tracks(pattern: np.ndarray, track: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Values of patterns (m, 25), the highest first, on random pixels with a track (m, 25)."""
     rank = ranks(np.where(track > 0, 1 + rng.random(track.shape), 0))
@@ -127,3 +194,19 @@ def planted_in(images: SparseImages, defect: Defect, seed: int, share: float) ->
     rng, parts = np.random.default_rng(seed), in_parts(np.arange(len(images)), 100)
     made = (defect(images.dense(rows).numpy(), rng, share) for rows in parts)
     return concatenate([SparseImages.from_dense(x) for x in made])
+
+
+def counted_in(x: SparseImages) -> tuple[np.ndarray, np.ndarray]:
+    """Which images break a rule about pixels, and how many pairs touch across borders; (n,) each.
+
+    HCAL, whose towers are even, is left out of the pairs.
+    """
+    broken, pairs = [], []
+    for part in in_parts(np.arange(len(x)), 100):
+        image = x.dense(part).numpy()
+        broken.append(impossible_pixels(image).any(axis=1))
+        on = np.delete(image, HCAL, 1) > 0
+        a, b = slice(TOWER - 1, -1, TOWER), slice(TOWER, None, TOWER)  # both sides of borders
+        both = on[..., a, :] & on[..., b, :], on[..., a] & on[..., b]  # one below, one beside
+        pairs.append(sum(found.sum((1, 2, 3)) for found in both))
+    return np.concatenate(broken), np.concatenate(pairs)

@@ -56,7 +56,7 @@ def foreign_channel(x: np.ndarray, rng: np.random.Generator, grade: float) -> np
 
 DEFECTS: dict[str, Defect] = {
     "dz without a track": dz_without_track,
-    "ECAL energy +10 %": shifted_energy,
+    "ECAL below the highest, +10 %": shifted_energy,
     "swapped pixel layers": swapped_layers,
     "a missing ECAL tower": missing_tower,
     "HCAL of another jet": foreign_channel,

@@ -18,3 +18,8 @@ def modes_found(points: np.ndarray) -> int:
     d = np.linalg.norm(points[:, None] - MODES[None], axis=2)
     near = np.where(d.min(1) < 3 * WIDTH, d.argmin(1), -1)
     return int((np.bincount(near[near >= 0], minlength=25) >= len(points) / 500).sum())
+
+
+def share_at_modes(points: np.ndarray) -> float:
+    """Share of points (n, 2) within three widths of a mode."""
+    return float((np.linalg.norm(points[:, None] - MODES, axis=2).min(1) < 3 * WIDTH).mean())

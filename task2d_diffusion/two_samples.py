@@ -184,3 +184,8 @@ def distance_entry(values: Sequence[tuple[float, float]]) -> dict[str, float]:
     spread = float(v.std(ddof=1)) if len(v) > 1 else None
     half = half_width(float(np.mean(error**2)), [(spread or 0.0) ** 2], [len(v)])
     return metric_entry(v.mean(), v.mean() - half, v.mean() + half, spread)
+
+
+def each(values: Sequence[float]) -> str:
+    """Results of single trainings as text: an interval of three may leave the possible range."""
+    return ", ".join(f"{value:.3g}" for value in values)

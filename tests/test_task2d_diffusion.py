@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,13 +18,22 @@ from e2e_utils.onnx_export import check_parity, export_onnx
 from e2e_utils.seeds import torch_generator
 from e2e_utils.sparse_images import SparseImages
 from e2e_utils.splits import split
-from task2d_diffusion import codec, judges, planted_defects, toy, two_samples
+from task2d_diffusion import codec, figures, judges, planted_defects, toy, two_samples
 from task2d_diffusion import samples as jet_samples
 from task2d_diffusion.codec import N_SUMMARY, Codec
 from task2d_diffusion.copies import CopyTest, memorised
 from task2d_diffusion.normal_scores import KNOTS, MOST, Quantiles
-from task2d_diffusion.observables import small_scale_power, tower_observables
-from task2d_diffusion.pixels import TowerLibrary, in_images, in_towers, planted_in, shuffled
+from task2d_diffusion.observables import in_words, tower_observables
+from task2d_diffusion.pixels import (
+    TowerLibrary,
+    WholeTowers,
+    by_tower,
+    counted_in,
+    in_images,
+    in_towers,
+    planted_in,
+    shuffled,
+)
 from task2d_diffusion.towers import (
     DZ,
     Towers,
@@ -577,7 +587,7 @@ def test_planted_defects_do_what_they_say() -> None:
     alone = impossible_towers(Towers(found["dz without a track"], largest))["dz without track"]
     assert alone.all()
     assert (found["swapped pixel layers"][:, 5] == x[:, 6]).all()
-    ratio = found["ECAL energy +10 %"][:, 3].sum() / x[:, 3].sum()
+    ratio = found["ECAL below the highest, +10 %"][:, 3].sum() / x[:, 3].sum()
     assert 1 < ratio < 1.1
     assert ((found["a missing ECAL tower"][:, 3] > 0).sum() + 12) == (x[:, 3] > 0).sum()
     assert sorted(found["HCAL of another jet"][:, 4].sum((1, 2))) == pytest.approx(
@@ -781,14 +791,12 @@ def test_permuted_pixels_keep_the_towers(trained) -> None:
 
 
 def test_all_channels_of_a_tower_take_their_pixels_from_one_real_tower(trained) -> None:
-    library = trained.WholeTowers(trained.jets, np.arange(30))
+    library = WholeTowers(trained.jets, np.arange(30))
     whole = jet_samples.of_images(trained.jets, np.arange(20, 40))  # ten are not in the library
     found = library.rendered(whole, 0).dense().numpy()
     impossible = impossible_pixels(found).drop(columns="a broken hit")  # as above
     assert not impossible.to_numpy().any()
-    real, made = (
-        trained.by_tower(x) > 0 for x in (trained.jets.dense(np.arange(30)).numpy(), found)
-    )
+    real, made = (by_tower(x) > 0 for x in (trained.jets.dense(np.arange(30)).numpy(), found))
     channels = {tuple(tower.any(1)) for tower in real}
     patterns = {tower.tobytes() for tower in real}
     known = [tower for tower in made if tuple(tower.any(1)) in channels]
@@ -802,7 +810,7 @@ def test_all_channels_of_a_tower_take_their_pixels_from_one_real_tower(trained) 
 
 def test_pairs_are_counted_that_touch_across_the_borders_of_towers(trained) -> None:
     x = trained.jets.dense(np.arange(4)).numpy()
-    broken, pairs = trained.counted_in(trained.jets.subset(np.arange(4)))
+    broken, pairs = counted_in(trained.jets.subset(np.arange(4)))
     assert not broken.any()
     on, expected = np.delete(x, 4, 1) > 0, np.zeros(4)
     for jet, channel, i, j in np.argwhere(on):
@@ -819,14 +827,28 @@ def test_modes_are_counted(notebook) -> None:
     points = points + toy.WIDTH * rng.normal(size=(2000, 2))
     assert toy.modes_found(points) == 10
     assert toy.modes_found(np.full((100, 2), 50.0)) == 0
-    assert notebook.at_modes(points) == pytest.approx(1 - np.exp(-4.5), abs=0.01)
-    assert notebook.at_modes(points + 0.5) == 0
+    assert toy.share_at_modes(points) == pytest.approx(1 - np.exp(-4.5), abs=0.01)
+    assert toy.share_at_modes(points + 0.5) == 0
     assert notebook.train_toy(True, 0, 2).shape == (4000, 2)
 
 
-def test_small_scale_power_of_a_wave() -> None:
-    wave = np.cos(2 * np.pi * np.outer((3, 9), np.arange(25)) / 25)  # waves of 3 and 9 per image
-    x = np.broadcast_to(wave[:, None, None], (2, 8, 25, 25))
-    power = small_scale_power(np.concatenate([x, -x]))
-    assert power[0] == pytest.approx(0, abs=1e-3)
-    assert power[1] > 1
+def test_observables_are_named_for_people() -> None:
+    names = ["track", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3"]
+    assert in_words("bpix2_bpix3_cosine", names) == "overlap of patterns (cosine)\nBPIX2 and BPIX3"
+    assert in_words("hcal_width_eta", names) == "width in eta\nHCAL"
+    assert in_words("mass_proxy", names) == "mass proxy\n"
+
+
+def test_results_of_trainings_are_listed() -> None:
+    assert two_samples.each([0.0871, 32, 100.2]) == "0.0871, 32, 100"
+
+
+def test_figures_have_an_axis_per_jet_and_per_observable() -> None:
+    images = SparseImages.from_dense(toy_jets(2))
+    fig = figures.jet_figure({"a": images, "b": images}, "abcdefgh")
+    assert [axis.get_title() for axis in fig.axes] == ["a", "b", "", ""]
+    table = jet_samples.of_images(images, np.arange(2)).table
+    fig = figures.observables_figure(table, {"b": table}, {"mass_proxy": "t"}, "abcdefgh")
+    assert fig.axes[0].get_title() == "t"
+    assert fig.axes[0].get_xlabel() == "mass proxy\n"
+    plt.close("all")
