@@ -145,6 +145,7 @@ print(run.summary())
 TASK2G = load_definitions("task2g_ssl_vit")
 GRID, N_CHANNELS, SUMS = TASK2G.GRID, TASK2G.N_CHANNELS, TASK2G.SUMS  # 19 x 19 towers, 8 x 5 sums
 VIEWS = TASK2G.Views(dropout=0.3)  # those that task 2g's short pre-trainings prefer
+WITH_LABELS = TASK2G.Views(dropout=0.0)  # jets are scored with all their hits
 TARGETS = ("y", "m", "pT")
 
 # %% [markdown]
@@ -311,7 +312,9 @@ def variational_loss(
 
 # %% [markdown]
 # **Supervised expert.** The same network from random weights, with labels only: cross-entropy of $y$ and squared errors of
-# $m$ and $p_T$ in units of their spread. A target that a data set does not know is left out (section 9 needs that).
+# $m$ and $p_T$ in units of their spread. A target that a data set does not know is left out (section 9 needs that). All trainings
+# with labels see flipped, shifted and smeared jets, but no drop-out: jets are scored with all their hits, and with drop-out the
+# normalisations would learn what thinner jets look like. (In an earlier run they did, and students got worse with every round.)
 
 
 # %%
@@ -424,11 +427,11 @@ def variational_step(fit: Training, _: Job, rows: np.ndarray, rng: Generator) ->
 def labelled_step(fit: Training, job: Job, rows: np.ndarray, rng: Generator) -> torch.Tensor:
     """Views of labelled jets and, for a student, of as many unlabelled ones with a teacher's answers."""
     jets, count = sets[job.data], len(rows)
-    towers = TASK2G.towers_of(jets.images, rows, VIEWS, rng)
+    towers = TASK2G.towers_of(jets.images, rows, WITH_LABELS, rng)
     truth = torch.from_numpy(scaled(jets, jets.truth[rows]))
     if job.arm in teachers:
         free = rng.integers(len(unlabelled), size=count)
-        towers = torch.cat([towers, TASK2G.towers_of(unlabelled, free, VIEWS, rng)])
+        towers = torch.cat([towers, TASK2G.towers_of(unlabelled, free, WITH_LABELS, rng)])
         truth = torch.cat([truth, torch.from_numpy(teachers[job.arm][job.training][free])])
     with fit.accelerator.autocast():
         output = fit.network(towers.to(fit.device))
@@ -1329,8 +1332,8 @@ claims = {
     "the supervised network, longer, is better than the student and than trees for all three":
         {marks("longer", other) for other in ("student", "trees")} == {"▲▲▲"},
     "features alone know less of the class than shapes, under a linear head": marks(alone, "shapes, linear")[0] == "▼",
-    "trained on labels, networks find more of pT than trees and a linear model in the shapes":
-        {marks(arm, other)[2] for arm, other in product(("supervised", "longer"), ("shapes, linear", "trees"))} == {"▲"},
+    "trained on labels, networks find more of pT than a linear model in the shapes":
+        {marks(arm, "shapes, linear")[2] for arm in ("supervised", "longer")} == {"▲"},
     "self-supervised encoder: errors of m and pT below those of the mean, F1 above that of calling every jet positive":
         all(beats_constants(HEADLINE, name) for name in everyone),
     "features alone: error of m below that of the mean, F1 above that of calling every jet positive, AUC above 1/2":
