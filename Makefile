@@ -84,14 +84,16 @@ bench: $(READY)  ## speed ratios: simulation, loading, training, inference
 	@$(PY) -m benchmarks
 
 colab-check: $(READY)  ## every notebook alone, with Colab's packages (3 GB): PYTHON=python3.13 [TASK=...]
-	@$(PY) -m tools.colab_check --python $(PYTHON) $(TASK)
+	@$(PY) -m tools.colab_check $(if $(filter command environment,$(origin PYTHON)),--python $(PYTHON)) $(TASK)
 
 clean:  ## remove build/ (unpublished runs and training states, too) and caches; keeps downloads and .venv
-	@rm -rf build .pytest_cache .ruff_cache data/files/cache
+	@test ! -d build || find build -mindepth 1 -maxdepth 1 -not -name engines -not -name colab-env -exec rm -rf {} +
+	@test ! -d data/files/cache || find data/files/cache -mindepth 1 -maxdepth 1 -not -name given -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove data/files (every download) and .venv, too
-	@rm -rf data/files .venv *.egg-info
+distclean: clean  ## clean, and remove build/, data/files (every download) and .venv; E2E_DATA_DIR stays
+	@rm -rf build data/files .venv *.egg-info
 
 # Made anew only when the requirements change; a broken attempt leaves no `ready` behind. One without pip, as where
 # Debian's python3-venv was missing, is begun again.

@@ -1,6 +1,5 @@
 """A headless Chromium for tests, driven through its DevTools protocol; no driver is needed."""
 
-import base64
 import json
 import os
 import shutil
@@ -102,11 +101,6 @@ class Tab:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def screenshot(self, path: Path, whole: bool = False) -> None:
-        """Write what the window shows as PNG, or the whole page."""
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
-        path.write_bytes(base64.b64decode(data))
-
 
 @contextmanager
 def chromium(path: str) -> Iterator[Tab]:
@@ -120,7 +114,7 @@ def chromium(path: str) -> Iterator[Tab]:
         loop = IOLoop(make_current=False)
         try:
             address = tab_address(Path(profile) / "DevToolsActivePort", process)
-            limit = 2**28  # screenshots are long messages
+            limit = 2**28  # the address of an embedded picture is long
             connection = loop.run_sync(
                 lambda: websocket_connect(address, max_message_size=limit), PATIENCE
             )

@@ -1,12 +1,14 @@
 """Arrows go one way: e2e_utils <- data <- notebooks and tools."""
 
 import ast
+import re
 import tomllib
-from pathlib import Path
+from importlib.metadata import packages_distributions
 
 import pytest
+from packaging.utils import canonicalize_name
 
-from e2e_utils.paths import ROOT
+from e2e_utils.paths import ROOT, list_tasks
 
 PACKAGES = ("e2e_utils", "data", "tools", "benchmarks", "tests")
 MAY_IMPORT = {
@@ -14,8 +16,6 @@ MAY_IMPORT = {
     "data": {"e2e_utils", "data"},
     "tools": {"e2e_utils", "data", "tools"},
 }
-# Notebooks that were published before the loaders moved import them by their old name.
-FORWARDING = {"e2e_utils/datasets/__init__.py"}
 
 
 def imported_packages(source: str) -> set[str]:
@@ -29,19 +29,11 @@ def imported_packages(source: str) -> set[str]:
     return found
 
 
-def sources(package: str) -> list[Path]:
-    return [
-        path
-        for path in sorted((ROOT / package).rglob("*.py"))
-        if path.relative_to(ROOT).as_posix() not in FORWARDING
-    ]
-
-
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
     wrong = {
         path.relative_to(ROOT).as_posix(): above
-        for path in sources(package)
+        for path in sorted((ROOT / package).rglob("*.py"))
         if (above := imported_packages(path.read_text()) & set(PACKAGES) - MAY_IMPORT[package])
     }
     assert not wrong
@@ -55,6 +47,21 @@ def test_an_installation_has_every_package() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert found == set(project["tool"]["setuptools"]["packages"])
+
+
+def test_what_is_imported_is_pinned() -> None:
+    """What comes only through another package may change, or stay away, with that package."""
+    folders = [*PACKAGES, *list_tasks()]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    names = set().union(*(imported_packages(path.read_text()) for path in files)) - {*folders}
+    known = packages_distributions()
+    needed = {canonicalize_name(package) for name in names for package in known.get(name, [])}
+    pinned = {
+        canonicalize_name(name)
+        for file in ("requirements.txt", "requirements-simulation.txt")
+        for name in re.findall(r"^[\w.-]+", (ROOT / file).read_text(), re.MULTILINE)
+    }
+    assert needed - pinned == set()
 
 
 def test_imports_inside_functions_count() -> None:

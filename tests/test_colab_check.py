@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from e2e_utils.errors import InputError
 from tools import colab_check
 
 COUNT = """
@@ -37,6 +38,40 @@ def test_the_copy_holds_the_files_as_they_are_now(tmp_path: Path, monkeypatch) -
     }
     status = ["git", "-C", str(tree), "status", "--porcelain"]
     assert "?? new.py" in subprocess.run(status, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--python", "nosuchpython"], "nosuchpython: expected a program"),
+        (["task_of_nobody"], "task_of_nobody: expected a task folder"),
+    ],
+)
+def test_wrong_arguments_are_found_before_anything_is_installed(
+    tmp_path: Path, capsys, arguments, found
+) -> None:
+    folders = ["--environment", str(tmp_path / "env"), "--folder", str(tmp_path / "check")]
+    with pytest.raises(SystemExit) as stopped:
+        colab_check.main([*arguments, *folders])
+    assert stopped.value.code == InputError.exit_code
+    assert found in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_interpreter_gets_an_environment_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    made = []
+
+    def check(command: list[str]) -> str:
+        if "-c" in command:
+            return command[0].removeprefix("python")
+        made.extend(command[:1] if "venv" in command else [])
+        return "[]"
+
+    monkeypatch.setattr(colab_check, "_check", check)
+    monkeypatch.setattr(colab_check, "remove", lambda folder: folder.mkdir(exist_ok=True))
+    for python in ("python3.13", "python3.13", "python3.12"):
+        colab_check.environment(tmp_path / "env", python)
+    assert made == ["python3.13", "python3.12"]
 
 
 @pytest.mark.parametrize(

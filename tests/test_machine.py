@@ -301,3 +301,16 @@ def test_variables_of_make_are_heeded():
     assert "--profile" not in recipe("independent")
     assert "--profile quick" in recipe("independent", "PROFILE=quick")
     assert "--profile quick" in recipe("independent", PROFILE="quick")
+
+
+def test_clean_keeps_what_was_downloaded(tmp_path: Path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    kept = {"build/engines", "build/colab-env", "data/files/cache/given", "data/files/official"}
+    for folder in kept | {"build/quick", "data/files/cache/pixels"}:
+        (tmp_path / folder).mkdir(parents=True)
+    for _ in range(2):
+        subprocess.run(["make", "clean"], cwd=tmp_path, check=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
+    assert left == kept | {"build", "data", "data/files", "data/files/cache"}
+    subprocess.run(["make", "distclean"], cwd=tmp_path, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"Makefile", "data"}

@@ -114,6 +114,18 @@ def test_a_smaller_profile_replaces_a_larger_one_only_on_request(project: Path) 
     assert metrics["profile"] == "quick"
 
 
+def test_official_rows_are_not_lost_silently(project: Path) -> None:
+    metrics_file = finished_run("quick") / "metrics.json"
+    metrics = json.loads(metrics_file.read_text())
+    arms = {"tuned": {"roc_auc": metrics["metrics"]["roc_auc"], "info": {"description": "tuned"}}}
+    metrics_file.write_text(json.dumps(metrics | {"variants": {"official_rows": arms}}))
+    publish(TASK, "quick")
+    metrics_file.write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"found none of tuned; .*E2E_REAL_SAMPLES"):
+        publish(TASK, "quick")
+    publish(TASK, "quick", allow_smaller=True)
+
+
 @pytest.mark.parametrize("step", range(1, 4))
 def test_a_failure_at_any_step_leaves_everything_as_it_was(
     project: Path, monkeypatch: pytest.MonkeyPatch, step: int

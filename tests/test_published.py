@@ -1,8 +1,5 @@
 """The published networks on real events, where a sample of them is at hand."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,12 +9,11 @@ from e2e_utils.errors import InputError
 from e2e_utils.metrics import bootstrap_interval, roc_auc
 from e2e_utils.notebook import load_definitions
 from e2e_utils.onnx_export import open_session
-from e2e_utils.paths import ROOT, WEIGHTS
+from e2e_utils.paths import REAL_SAMPLES, WEIGHTS
 from tools.results_table import published_metrics
 from tools.staleness import is_stale
 
-SAMPLES = Path(os.environ.get("E2E_REAL_SAMPLES", ROOT.parent / "shared" / "data"))
-SAMPLE = SAMPLES / "egamma_real_100.npz"
+SAMPLE = REAL_SAMPLES / "egamma_real_100.npz"
 MODEL = WEIGHTS / "common_task1" / "energy_only_seed0.safetensors"
 TRIVIAL = (
     "constant", "trivial", "median", "nearest", "independent", "session_per_event",

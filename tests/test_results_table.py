@@ -10,17 +10,18 @@ from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.evaluation import validate_metrics
 from e2e_utils.files import with_part
-from tools.model_cards import metrics_table, safetensors_header
+from tools.model_cards import metrics_table, model_card, public_result, safetensors_header
 from tools.publish import publish
 from tools.results_table import (
     STANDIN_NOTE,
     baseline_cells,
     best_baseline,
     generated_texts,
-    public_result,
+    published_metrics,
     results_block,
     update,
 )
+from tools.wording import BASELINES, headline_name, name_in_full
 
 
 def test_best_baseline_knows_the_direction() -> None:
@@ -68,7 +69,9 @@ def test_official_events_lead_the_best_arm_first() -> None:
     assert rows[1].startswith("|  | ")  # the task's name once
     assert "the better one | ROC-AUC **0.860** [0.850, 0.870] |" in rows[0]
     assert "the worse one | ROC-AUC 0.700 [0.690, 0.710] |" in rows[1]  # only the best is bold
-    assert f"| | others, on test events of their own | {public_result(TASK)} |" in official
+    assert (
+        f"| | published by others, on their own test events | {public_result(TASK)} |" in official
+    )
     assert "0.8000" in standins
     arms["better"]["info"]["description"] = "network of others"  # last, whatever it reaches
     del arms["fourth"], arms["fifth"]
@@ -83,6 +86,12 @@ def test_every_task_has_a_public_result_with_its_source() -> None:
         assert len(public_result(task)) > len("–"), task
     assert public_result("common_task1").startswith("ROC-AUC 0.8123 (public solution")
     assert public_result("task_of_nobody") == "–"
+
+
+def test_the_card_of_a_task_names_what_others_reached() -> None:
+    card = "\n".join(model_card("task2e_mass_regression", metrics_of("standard")))
+    assert "| Published by others | MAE 55.5 GeV (public solution, " in card
+    assert "Published by others" not in "\n".join(model_card(TASK, metrics_of("standard")))
 
 
 def test_only_the_part_is_replaced() -> None:
@@ -103,8 +112,26 @@ def test_the_lead_over_the_best_baseline_is_in_the_table() -> None:
     validate_metrics(metrics)
     assert baseline_cells(metrics) == ("trees: 0.780", "+0.0200 [+0.0153, +0.0247] ▲")
     assert "| trees: 0.780 | +0.0200 [+0.0153, +0.0247] ▲ |" in results_block({TASK: metrics})
+    metrics["task"] = "task2b_superres_gan"
+    metrics["baselines"] = {"likelihood": metrics["baselines"]["gradient_boosting"]}
+    assert baseline_cells(metrics)[0] == "our network, trained without the adversary: 0.780"
     metrics["baselines"] = {}
     assert baseline_cells(metrics) == ("–", "–")
+
+
+def test_the_words_for_baselines_are_of_baselines_that_exist() -> None:
+    published = published_metrics()
+    assert [
+        key
+        for key in BASELINES
+        if key[0] in published and key[1] not in published[key[0]]["baselines"]
+    ] == []
+
+
+def test_headlines_of_two_kinds_have_two_names() -> None:
+    assert headline_name("c2st_auc_low") != headline_name("c2st_auc_high")
+    for name in ("c2st_auc_low", "c2st_auc_high"):
+        assert name_in_full(name).split(", ")[1] in headline_name(name)
 
 
 def test_all_models_are_in_the_card() -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
-from e2e_utils.files import remove
+from e2e_utils.files import remove, write_json
 from e2e_utils.paths import ROOT
+from tools.provenance import check_task, read_json
 
 VERSIONS = ROOT / "tests" / "colab_versions.txt"
 REQUIREMENTS = ("requirements-colab.txt", "requirements-simulation.txt")
@@ -32,15 +33,18 @@ NETWORK = re.compile(r"PIP_.*|(https?|no|all)_proxy|.*_CA_BUNDLE|SSL_CERT_\w+", 
 def environment(folder: Path, python: str) -> Path:
     """Interpreter of the environment with Colab's packages and nothing else; built if missing."""
     interpreter, ready = folder / "bin" / "python", folder / "ready.json"
-    versions = hashlib.sha256(VERSIONS.read_bytes()).hexdigest()
-    known = json.loads(ready.read_text()) if ready.is_file() else {}
-    if known.get("versions") != versions:
+    wanted = {
+        "versions": hashlib.sha256(VERSIONS.read_bytes()).hexdigest(),
+        "python": _check([python, "-c", "import sys; print(*sys.version_info[:2])"]).strip(),
+    }
+    known = read_json(ready)
+    if {name: known.get(name) for name in wanted} != wanted:
         print(f"{folder}: installing Colab's packages (some minutes, once) ...", flush=True)
         remove(folder)
         _check([python, "-m", "venv", str(folder)])
         _check([str(interpreter), "-m", "pip", "install", "--quiet", "-r", str(VERSIONS)])
-        known = {"versions": versions, "packages": packages(interpreter)}
-        ready.write_text(json.dumps(known))
+        known = wanted | {"packages": packages(interpreter)}
+        write_json(ready, known)
     added = sorted(set(packages(interpreter)) - set(known["packages"]))
     if added:  # by the notebooks of an earlier check
         _check([str(interpreter), "-m", "pip", "uninstall", "--quiet", "--yes", *added])
@@ -142,8 +146,14 @@ def table(reports: dict[str, list[dict]]) -> str:
 
 
 def _check(command: list[str]) -> str:
-    """Output of a command. Raises InputError with its last line where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Output of a command. Raises InputError with its last line where it fails, or is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(
+            f"{command[0]}: expected a program, found none ({error.strerror}); name an interpreter "
+            "that is installed with PYTHON=..."
+        ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InputError(f"{' '.join(command[:4])} ...: expected success, found: {lines[-1]}")
@@ -158,6 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=paths.BUILD / "colab-check")
     parser.add_argument("--environment", type=Path, default=paths.BUILD / "colab-env")
     options = parser.parse_args(arguments)
+    tasks = [check_task(task) for task in options.tasks or paths.list_tasks()]
     interpreter = environment(options.environment, options.python)
     if found := replaced(interpreter):
         raise InputError(
@@ -167,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("requirements: nothing that Colab has would be replaced", flush=True)
     repository = copy_of_the_working_tree(options.folder / "repository")
     reports = {}
-    for task in options.tasks or paths.list_tasks():
+    for task in tasks:
         reports[task] = run(task, interpreter, repository, options.folder)
         for report in reports[task]:
             outcome = report["error"] or f"{report['seconds']:.0f} s; {report['printed']}"

@@ -1,16 +1,18 @@
 """weights/README.md: one card per published model, from its metrics.json and its files."""
 
 import json
+import tomllib
 from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
-from e2e_utils.metric_text import format_entry, metric_name
+from e2e_utils.metric_text import format_entry
 from tools.provenance import products, read_json
-from tools.wording import STANDIN_NOTE, title
+from tools.wording import STANDIN_NOTE, name_in_full, title
 
 OFFICIAL = "official_rows"  # metrics.json, variants: networks on official events, arm -> entries
+PUBLIC = Path(__file__).with_name("public_results.toml")
 
 
 def model_cards(published: dict[str, dict]) -> str:
@@ -24,6 +26,9 @@ def model_cards(published: dict[str, dict]) -> str:
         "official input, `metrics.json` and the PDF. Published are the headline's files, models "
         "for `make score MODEL=`, and files that other tasks load, at most 3 MB per task. Running "
         "the notebook makes the others.",
+        "",
+        "*Published by others*: a result on official events, on other test events than ours; not "
+        "comparable with results on stand-ins.",
     ]
     if any(metrics["data"]["source"] == "standin" for metrics in published.values()):
         lines += ["", STANDIN_NOTE]
@@ -60,9 +65,10 @@ def model_card(task: str, metrics: dict) -> list[str]:
         f"| Run | {metrics['device']}, {metrics['seconds']:,.0f} s"
         + (f", PyTorch {versions['torch']}" if "torch" in versions else "")
         + " |",
-        "",
-        *metrics_table(metrics),
     ]
+    if (others := public_result(task)) != "–":
+        lines.append(f"| Published by others | {others} |")
+    lines += ["", *metrics_table(metrics)]
     lines += official_table(task, metrics)
     lines += independent_table(task, metrics)
     if "note" in data:
@@ -97,13 +103,21 @@ def metrics_table(metrics: dict) -> list[str]:
             rows[name.replace("_", " ") + mark] = model
     names = list(metrics["metrics"])
     lines = [
-        "| Model | " + " | ".join(metric_name(name) for name in names) + " |",
+        "| Model | " + " | ".join(name_in_full(name) for name in names) + " |",
         "| --- |" + " --- |" * len(names),
     ]
     for model, entries in rows.items():
         cells = [format_entry(entries[name]) if name in entries else "–" for name in names]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return lines
+
+
+def public_result(task: str) -> str:
+    """The best public result on official data with its source, else a dash."""
+    entry = tomllib.loads(PUBLIC.read_text(encoding="utf-8")).get(task)
+    if entry is None:
+        return "–"
+    return f"{entry['value']} ({entry['source']})" if entry["value"] else entry["source"]
 
 
 def official_table(task: str, metrics: dict) -> list[str]:
@@ -113,7 +127,7 @@ def official_table(task: str, metrics: dict) -> list[str]:
     found = [m for m in models if headline in m]
     if not found:
         return []
-    lines = ["", f"| On official events | {metric_name(headline)} |", "| --- | --- |"]
+    lines = ["", f"| On official events | {name_in_full(headline)} |", "| --- | --- |"]
     lines += [f"| {m['info']['description']} | {format_entry(m[headline])} |" for m in found]
     if (paths.WEIGHTS / task / f"{OFFICIAL}.onnx").is_file():
         lines += ["", f"`{OFFICIAL}.onnx` was trained on stand-ins and then on official rows."]
@@ -137,7 +151,7 @@ def independent_table(task: str, metrics: dict) -> list[str]:
     lines = [
         "",
         "| Stand-in events of another sample (`make independent`) | Events | "
-        + " | ".join(metric_name(name) for name in names)
+        + " | ".join(name_in_full(name) for name in names)
         + " |",
         "| --- | --- |" + " --- |" * len(names),
     ]

@@ -17,6 +17,7 @@ from e2e_utils.files import remove, reporting_full_disk, write_json
 from e2e_utils.paths import display_path
 from e2e_utils.profiles import PROFILES
 from tools.check_notebooks import notebook_problems, run_problems
+from tools.model_cards import OFFICIAL
 from tools.provenance import (
     check_task,
     read_json,
@@ -142,15 +143,28 @@ def refuse_unfit(task: str, profile: str, allow_smaller: bool) -> None:
     problems += run_problems(run, notebook, task)
     if problems:
         raise InputError(f"{where}: expected a run without problems, found {problems[0]}; {again}")
-    published = read_json(paths.WEIGHTS / task / "metrics.json").get("profile")
-    if (
-        published in PROFILES
-        and PROFILES.index(published) > PROFILES.index(profile)
-        and not allow_smaller
-    ):
+    if not allow_smaller:
+        refuse_smaller(where, metrics, read_json(paths.WEIGHTS / task / "metrics.json"))
+
+
+def refuse_smaller(where: str, metrics: dict, published: dict) -> None:
+    """Raise InputError where a published run has a larger profile, or official rows besides.
+
+    A run leaves these rows out without a word where the sample of official events is not at hand.
+    """
+    profile, larger = metrics["profile"], published.get("profile")
+    if larger in PROFILES and PROFILES.index(larger) > PROFILES.index(profile):
         raise InputError(
-            f"{where}: expected profile {published} or larger, as published already, "
+            f"{where}: expected profile {larger} or larger, as published already, "
             f"found {profile}; add --allow-smaller to replace it"
+        )
+    arms, before = (run.get("variants", {}).get(OFFICIAL, {}) for run in (metrics, published))
+    lost = sorted(set(before) - set(arms))
+    if lost and metrics["data"]["source"] != "official":
+        raise InputError(
+            f"{where}: expected results on official events, as published already, found none of "
+            f"{', '.join(lost)}; run it again with the samples in E2E_REAL_SAMPLES, or add "
+            "--allow-smaller"
         )
 
 
@@ -159,7 +173,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.publish", description=__doc__)
     parser.add_argument("tasks", nargs="*", help="default: every task that has a run")
     parser.add_argument("--profile", choices=PROFILES, default="standard")
-    parser.add_argument("--allow-smaller", action="store_true", help="replace a larger profile")
+    parser.add_argument(
+        "--allow-smaller",
+        action="store_true",
+        help="replace a larger profile, or one with official rows",
+    )
     options = parser.parse_args(arguments)
     tasks = options.tasks or [
         task

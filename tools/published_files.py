@@ -51,7 +51,7 @@ def too_large(files: list[Path]) -> str | None:
 
 def tree_too_large() -> str | None:
     """What is wrong with the size of the whole tree; None if nothing is."""
-    return excess(tree_files(), TREE_LIMIT, "files in a clone")
+    return excess(tree_files(), TREE_LIMIT, "files in the tree, without its history")
 
 
 def excess(files: list[Path], limit: int, what: str) -> str | None:

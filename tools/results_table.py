@@ -5,16 +5,15 @@ Our numbers come from weights/*/metrics.json, those of others from public_result
 
 import argparse
 import re
-import tomllib
 from pathlib import Path
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import with_part, write_text
 from e2e_utils.metric_text import digits_of, format_entry
-from tools.model_cards import OFFICIAL, model_cards
+from tools.model_cards import OFFICIAL, model_cards, public_result
 from tools.staleness import is_stale
-from tools.wording import STANDIN_NOTE, headline_name, short_title
+from tools.wording import STANDIN_NOTE, baseline_name, headline_name, short_title
 
 PART = "results"  # of README.md
 # Written by `make badges`; without it the table has no links to Colab.
@@ -30,25 +29,25 @@ LOWER_IS_BETTER = {
     "expected_calibration_error",
     "milliseconds_per_event",
 }
-PUBLIC = Path(__file__).with_name("public_results.toml")
 MOST_OFFICIAL = 4  # rows of one task
 FEW_OFFICIAL = ("common_task1",)  # scored on a hundred official events: last
 OF_OTHERS = "network of others"  # begins the description of a public network that a task scored
+OTHERS = "published by others, on their own test events"
 DIGITS = {"mae": 2}  # after the point; GeV
 OFFICIAL_NOTE = (
-    "Task 2a: the test rows were seen by no network and are none that the simulation was "
-    "calibrated to, but others were tested on other rows. `weights/` holds a single network, not "
-    "the ensemble. Common task 1: the simulation was calibrated on official images and on the "
-    "network of others. Both samples are small extracts of the official files and not part of "
-    "this repository: `E2E_REAL_SAMPLES` names their folder, and without it a run leaves these "
-    "rows out. Task 2j: MNIST itself."
+    "Task 2a: no network saw the test rows, and they were not used to calibrate the simulation; "
+    "other groups used other test rows. `weights/` holds a single network, not the ensemble. "
+    "Common task 1: the simulation was calibrated on official images and on a network published "
+    "by others. Both samples are small extracts of the official files and not part of this "
+    "repository; without their folder (`E2E_REAL_SAMPLES`, by default `shared/data` beside the "
+    "repository) a run leaves these rows out. Task 2j: MNIST itself."
 )
 INTERVAL_NOTE = (
     "Square brackets: 95 % interval; ±: standard deviation over trainings with different seeds "
     "(none where there was one training). Difference: our result minus the baseline; its interval "
     "covers test events and trainings. ▲ better, ▼ worse, = no measurable difference, – not "
-    "computed. Task 2f times ten processes: their median, the fastest and the slowest, and their "
-    "standard deviation."
+    "computed. For task 2f the value is the median over processes, the brackets are the fastest "
+    "and slowest, ± is the standard deviation."
 )
 
 COLAB_NOTE = (
@@ -96,8 +95,7 @@ def baseline_cells(metrics: dict) -> tuple[str, str]:
     if (found := best_baseline(metrics)) is None:
         return "–", "–"
     name, entry = found
-    info = metrics["baselines"][name].get("info", {})
-    name = info.get("description", name.replace("_", " "))
+    name = baseline_name(metrics["task"], name, metrics["baselines"][name])
     digits = min(table_digits(metrics), digits_of(entry))
     return f"{name}: {entry['value']:.{digits}f}", format_lead(entry, table_digits(metrics))
 
@@ -108,14 +106,6 @@ def format_lead(entry: dict, digits: int) -> str:
         return "–"
     form = f"+.{min(digits, digits_of(lead))}f"
     return f"{lead['value']:{form}} [{lead['low']:{form}}, {lead['high']:{form}}] {lead['mark']}"
-
-
-def public_result(task: str) -> str:
-    """The best public result on official data as a cell of the table, with its source."""
-    entry = tomllib.loads(PUBLIC.read_text(encoding="utf-8")).get(task)
-    if entry is None:
-        return "–"
-    return f"{entry['value']} ({entry['source']})" if entry["value"] else entry["source"]
 
 
 def colab_badge(task: str, repository: str) -> str:
@@ -148,7 +138,7 @@ def official_block(published: dict[str, dict]) -> list[str]:
     for task, metrics in sorted(published.items(), key=lambda item: item[0] in FEW_OFFICIAL):
         rows = official_rows(task, metrics)
         if rows:
-            lines += [*rows, f"| | others, on test events of their own | {public_result(task)} |"]
+            lines += [*rows, f"| | {OTHERS} | {public_result(task)} |"]
     if not lines:
         return []
     header = [

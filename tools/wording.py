@@ -15,9 +15,23 @@ STANDIN_NOTE = (
 # What a table without the notebook's text has to say of a headline.
 HEADLINES = {
     "roc_auc": "ROC-AUC",
-    "c2st_auc_low": "two-sample AUC of trees (0.5 is ideal)",
-    "c2st_auc_high": "two-sample AUC of trees (0.5 is ideal)",
+    "c2st_auc_low": "two-sample AUC of trees, low-level inputs (0.5 is ideal)",
+    "c2st_auc_high": "two-sample AUC of trees, high-level inputs (0.5 is ideal)",
     "mae": "MAE in GeV",
+}
+# What the narrow tables of notebooks abbreviate.
+IN_FULL = {
+    "c2st_auc_low": "two-sample AUC, low-level inputs",
+    "c2st_auc_high": "two-sample AUC, high-level inputs",
+}
+# (task, baseline) -> what its label in the notebook says only to those who have read that.
+BASELINES = {
+    ("task2b_superres_gan", "likelihood"): "our network, trained without the adversary",
+    ("task2c_sparse_vae", "scratch"): "taught by a teacher, not pre-trained, not pruned",
+    ("task2d_diffusion", "independent"): "towers drawn independently",
+    ("task2f_cmssw_inference", "session_per_event"): "a new ONNX session for every event",
+    ("task2i_foundation", "longer"): "supervised network, trained longer",
+    ("task2j_symmetry", "matrix_exponential"): "linear flow exp(tG) in latent space",
 }
 SHORT_TITLES = {
     "common_task1": "1: electron or photon",
@@ -34,9 +48,20 @@ SHORT_TITLES = {
 }
 
 
+def name_in_full(metric: str) -> str:
+    """A metric's name for readers who have not seen the notebook."""
+    return IN_FULL.get(metric, metric_name(metric))
+
+
 def headline_name(metric: str) -> str:
     """A headline's name, with its unit or its ideal."""
     return HEADLINES.get(metric, metric_name(metric))
+
+
+def baseline_name(task: str, name: str, model: dict) -> str:
+    """What a baseline is: in words of this module, else in those of its run."""
+    described = model.get("info", {}).get("description", name.replace("_", " "))
+    return BASELINES.get((task, name), described)
 
 
 def short_title(task: str, metrics: dict) -> str:
@@ -46,9 +71,9 @@ def short_title(task: str, metrics: dict) -> str:
 
 def entries_text(entries: Entries) -> str:
     """All entries of one model, one per line."""
-    width = max(len(metric_name(name)) for name in entries)
+    width = max(len(name_in_full(name)) for name in entries)
     return "\n".join(
-        f"  {metric_name(name):{width}s}  {format_entry(e)}" for name, e in entries.items()
+        f"  {name_in_full(name):{width}s}  {format_entry(e)}" for name, e in entries.items()
     )
 
 

@@ -4,17 +4,17 @@ import html
 import re
 from pathlib import Path
 
-from e2e_utils.metric_text import format_entry, metric_name
+from e2e_utils.metric_text import format_entry
 from tools.notebook_pdf.exporter import part
 from tools.results_table import REPOSITORY, results_block
 from tools.site.figures import Figure
 from tools.site.notebook_page import source_badge
 from tools.site.pages import Page, raw
-from tools.wording import title
+from tools.wording import name_in_full, title
 
 FOOTER = (
     "<footer>Made by <code>make site</code> from the published notebooks and their "
-    "<code>metrics.json</code>; no number on these pages is typed by hand.</footer>"
+    "<code>metrics.json</code>; no result of ours is typed by hand.</footer>"
 )
 
 
@@ -56,6 +56,6 @@ def card(task: str, metrics: dict, figure: Figure | None) -> str:
         f'<a class="card" href="{task}.html"><span class="picture">{picture}</span>'
         f'<span class="text"><span class="title">{html.escape(title(metrics))}</span>'
         f"{source_badge(metrics['data']['source'])}"
-        f'<span class="result">{html.escape(metric_name(name))} <strong>{value}</strong>'
+        f'<span class="result">{html.escape(name_in_full(name))} <strong>{value}</strong>'
         f"<span>{html.escape(interval)}</span></span></span></a>"
     )
