@@ -46,8 +46,8 @@ show_results("common_task1")
 # ResNet-15 of the end-to-end papers. The 95 % interval of each difference, over test events and trainings, excludes zero. But the
 # convolutions add only a little to the perceptrons; and the plain ResNet-15, trained for as many epochs, is smaller, sees only
 # the raw channels and was still improving at the end. The simulated times add nothing measurable; the headline network does
-# without them. On a hundred official images (simulated by CMS, but called real in the tables) our AUC is clearly lower, and a
-# network that others trained on official events is better.
+# without them. On a hundred official images, simulated by CMS, our AUC is clearly lower, and a network that others
+# trained on official events is better.
 #
 # Both particles make nearly the same shower; the differences arise in the tracker. An electron bends in the field and radiates,
 # always to the same side because all electrons here have one charge; a photon converts to a pair or arrives untouched. Converted
@@ -314,7 +314,7 @@ LABELS = {
     "energy_and_time": "this network, with times",
     "shapes_only": "perceptrons, same quantities",
     "plain_resnet15": "plain ResNet-15",
-    "boosted_trees": "boosted trees, same quantities",
+    "boosted_trees": "boosted trees, same quantities + times",
 }
 CANDIDATES = ("energy_only", "energy_and_time")[: 1 + CONFIG.times]  # for the headline
 ARMS = (*CANDIDATES, "shapes_only", "plain_resnet15")  # those that are trained by the loop below
@@ -383,6 +383,7 @@ def members_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return binary_cross_entropy_with_logits(logits, target.unsqueeze(1).expand_as(logits))
 
 
+# %%
 def train(name: str, model: nn.Module, rows: np.ndarray, config: Config, seed: int) -> pd.DataFrame:
     """Train ``model`` in place on events ``rows``; returns the history, one line per epoch."""
     accelerator = make_accelerator(("bf16", "fp16"), on_cpu=True)
@@ -612,11 +613,11 @@ if dataset.truth is not None:
 
 # %% [markdown]
 # **Official events and another network**, if the folder named by `E2E_REAL_SAMPLES` is available. Our network scores 100 official
-# images (real in the table); one that others trained on official events scores these and some of our test events. This is no
+# images; one that others trained on official events scores these and some of our test events. This is no
 # independent test of the simulation, which was calibrated on official images and on that very network (`data/README.md`).
 
 # %%
-REAL_FILE = REAL_SAMPLES / "egamma_real_100.npz"
+OFFICIAL_FILE = REAL_SAMPLES / "egamma_real_100.npz"
 JUDGED = 20_000  # test events that the foreign network sees
 
 
@@ -638,26 +639,26 @@ def with_interval(y_true: np.ndarray, score: np.ndarray | list) -> dict[str, flo
     return Comparison(roc_auc, y_true, {"it": score}, "it").entry("it")
 
 
-foreign, on_real = {}, {}
-if dataset.source == "standin" and REAL_FILE.is_file():
-    real = np.load(REAL_FILE)
-    x, y_real = torch.zeros(len(real["y"]), 2, 32, 32), real["y"].astype(int)
-    x[:, 0] = torch.from_numpy(real["X"])  # the sample has no times
+foreign, on_official_images = {}, {}
+if dataset.source == "standin" and OFFICIAL_FILE.is_file():
+    sample = np.load(OFFICIAL_FILE)
+    x, y_official = torch.zeros(len(sample["y"]), 2, 32, 32), sample["y"].astype(int)
+    x[:, 0] = torch.from_numpy(sample["X"])  # the sample has no times
     with torch.no_grad():
         networks = [FlipAverage(MeanLogit(models["energy_only", s])) for s in CONFIG.seeds]
         ours = [network.eval()(x).numpy() for network in networks]
-    on_real["energy_only"] = with_interval(y_real, ours)
+    on_official_images["energy_only"] = with_interval(y_official, ours)
     if (theirs := others_network(images.dense(test[:JUDGED]))) is not None:
         foreign = with_interval(y_test[:JUDGED], theirs)
-        on_real["official_network"] = with_interval(y_real, others_network(x))
+        on_official_images["official_network"] = with_interval(y_official, others_network(x))
         both = {"ours": ours, "theirs": others_network(x)}
-        on_real["minus_official_network"] = (
-            Comparison(roc_auc, y_real, both, "theirs").difference("ours")._asdict()
+        on_official_images["minus_official_network"] = (
+            Comparison(roc_auc, y_official, both, "theirs").difference("ours")._asdict()
         )
 words = {
-    "this network, 100 real images": as_text(on_real.get("energy_only"), 3),
-    "others' network, the same images": as_text(on_real.get("official_network"), 3),
-    "the difference": as_text(on_real.get("minus_official_network"), 3),
+    "this network, 100 official images": as_text(on_official_images.get("energy_only"), 3),
+    "others' network, the same images": as_text(on_official_images.get("official_network"), 3),
+    "the difference": as_text(on_official_images.get("minus_official_network"), 3),
     f"others' network, {JUDGED:,} of our test events": as_text(foreign, 3),
 }
 display(pd.DataFrame.from_dict(words, orient="index", columns=["ROC-AUC"]))
@@ -690,8 +691,8 @@ if by_kind:
     claims["electrons that did not radiate are the hardest"] = hardest == "0"
 if foreign:
     claims["a network of others, trained on official events, separates ours"] = foreign["low"] > 0.7
-    behind = on_real["minus_official_network"]["high"] < 0
-    claims["on real images the network of others is better than ours"] = behind
+    behind = on_official_images["minus_official_network"]["high"] < 0
+    claims["on official images the network of others is better than ours"] = behind
 show_claims(claims)
 
 
@@ -699,10 +700,10 @@ show_claims(claims)
 table = (
     comparison.table().rename_axis("network").rename(columns={"minus boosted_trees": "minus trees"})
 )
-table["100 real images"] = [as_text(on_real.get(arm), 2) for arm in table.index]
+table["100 official images"] = [as_text(on_official_images.get(arm), 2) for arm in table.index]
 table = table.rename(index=LABELS)
 if foreign:
-    row = [as_text(foreign), "", "", as_text(on_real["official_network"], 2)]
+    row = [as_text(foreign), "", "", as_text(on_official_images["official_network"], 2)]
     table.loc[f"others' network ({JUDGED:,} of these test events)"] = row
 update_results(table.rename(columns={"value": "ROC-AUC"}))
 
@@ -747,12 +748,12 @@ def described(arm: str) -> dict:
 constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
 counts = {part: len(rows) for part, rows in parts}
 on_official = {
-    arm: {"roc_auc": on_real[arm], "info": {"description": words}}
+    arm: {"roc_auc": on_official_images[arm], "info": {"description": words}}
     for arm, words in (
-        ("energy_only", "trained on stand-ins only (100 real images)"),
-        ("official_network", "network of others, trained on official events (100 real images)"),
+        ("energy_only", "trained on stand-ins only (100 official images)"),
+        ("official_network", "network of others, trained on official events (100 official images)"),
     )
-    if arm in on_real
+    if arm in on_official_images
 }
 metrics = run.save_metrics(
     title="Common task 1: electron / photon classification",

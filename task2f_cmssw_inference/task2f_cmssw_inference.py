@@ -52,8 +52,7 @@ show_results("task2f_cmssw_inference")
 # one half) is left. Photons outside the barrel, or inside it but below 10 GeV (none in this run), are not inferred and score
 # −1.
 #
-# The events are stand-ins, simulated in this repository, except for 100 official images, simulated by CMS (called real in the
-# table). On these the AUC is lower, with a wide interval. Photons of the two-photon file score slightly lower than photon
+# The events are stand-ins, simulated in this repository, except for 100 official images, simulated by CMS. On these the AUC is lower, with a wide interval. Photons of the two-photon file score slightly lower than photon
 # images, with weak significance. (Brackets: fastest and slowest process, or 95 % interval over test events for one training.
 # The first two rows are one graph.)
 
@@ -471,18 +470,18 @@ print(
 # They nearly do. The mean score of the file's photons is slightly lower, with weak significance; the Kolmogorov-Smirnov test
 # shows no significant difference. How far a broken chain would shift the mean was not tested.
 #
-# **Official images** (called real in the code). If the folder named by `E2E_REAL_SAMPLES` is available, the exported graph
+# **Official images.** If the folder named by `E2E_REAL_SAMPLES` is available, the exported graph
 # scores frames from 100 official images: enough only to show that it separates them at all.
 
 # %%
-REAL_FILE = paths.REAL_SAMPLES / "egamma_real_100.npz"
-on_real = {}
-if card["source"] == "standin" and REAL_FILE.is_file():
-    real = np.load(REAL_FILE)
-    x = torch.from_numpy(real["X"]).float()[:, None]  # (100, 1, 32, 32)
-    real_scores = {"it": WAYS["exported"][1](to_frames(x))}
-    on_real = Comparison(roc_auc, real["y"].astype(int), real_scores, "it").entry("it")
-    print(f"AUC {on_real['value']:.2f} [{on_real['low']:.2f}, {on_real['high']:.2f}]")
+OFFICIAL_FILE = paths.REAL_SAMPLES / "egamma_real_100.npz"
+on_official = {}
+if card["source"] == "standin" and OFFICIAL_FILE.is_file():
+    sample = np.load(OFFICIAL_FILE)
+    x = torch.from_numpy(sample["X"]).float()[:, None]  # (100, 1, 32, 32)
+    their_scores = {"it": WAYS["exported"][1](to_frames(x))}
+    on_official = Comparison(roc_auc, sample["y"].astype(int), their_scores, "it").entry("it")
+    print(f"AUC {on_official['value']:.2f} [{on_official['low']:.2f}, {on_official['high']:.2f}]")
 
 # %% [markdown]
 # ## 7. Time per event
@@ -659,7 +658,7 @@ kept, per_event = (time_text((headline, figure)) for figure in (KEPT, PER_EVENT)
 rows = {
     f"exported graph, session kept, {headline}": (kept, auc["exported"]),
     "the same, session per event": (per_event, ""),
-    "the same graph on 100 real images": ("", auc_text(on_real, 2) if on_real else ""),
+    "the same graph on 100 official images": ("", auc_text(on_official, 2) if on_official else ""),
     "images, never cropped": ("", auc["images"]),
     "frames not shifted": ("", auc["not_shifted"]),
     "frames not divided by 50 GeV": ("", auc["not_divided"]),
@@ -696,7 +695,7 @@ metrics = run.save_metrics(
     arms={way: described(way) for way in LABELS if way not in ("exported", "no_adapter")} | timed,
     floors={},
     variants={
-        "real_images": on_real,
+        "official_images": on_official,
         "network": {key: card[key] for key in ("task", "profile", "source", "data")},
         "processes": CONFIG.processes,
         "cores": available_cores(),
