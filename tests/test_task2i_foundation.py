@@ -245,7 +245,7 @@ def test_a_student_learns_from_labels_and_from_its_teacher(notebook):
     loss = notebook.labelled_step(fit, job, rows, np.random.default_rng(0))
     assert len(fit.seen[0]) == 12
     rng = np.random.default_rng(0)  # the same views, and the unlabelled jets drawn after them
-    notebook.TASK2G.towers_of(notebook.main.images, rows, notebook.VIEWS, rng)
+    notebook.TASK2G.towers_of(notebook.main.images, rows, notebook.WITH_LABELS, rng)
     free = rng.integers(FREE, size=6)
     truth = notebook.scaled(notebook.main, notebook.main.truth)[rows]
     with torch.no_grad():
