@@ -317,6 +317,27 @@ def test_more_compute_is_that_of_both_trainings_or_ten_times_as_long(notebook):
     assert notebook.longer(job._replace(count=8)).updates == 100
 
 
+def test_search_for_a_rate_ends_between_two_others_or_at_the_end_of_the_list(notebook):
+    tried = {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.7}
+    assert notebook.next_rate(tried) == 3e-2
+    assert notebook.next_rate(tried | {3e-2: 0.6}) is None
+    assert notebook.next_rate({1e-3: 0.7, 3e-3: 0.6}) == 3e-4
+    assert notebook.next_rate({1e-5: 0.7, 3e-5: 0.6}) is None  # nothing lies beyond
+    assert notebook.next_rate({3e-3: 0.7}) is None  # a smaller profile takes it as it is
+
+
+def test_trainings_with_labels_drop_no_hits(notebook, monkeypatch):
+    seen, towers_of = set(), notebook.towers_of
+
+    def recorded(sample, rows, views=notebook.AS_IT_IS, rng=None) -> torch.Tensor:
+        seen.add(views)
+        return towers_of(sample, rows, views, rng)
+
+    monkeypatch.setattr(notebook, "towers_of", recorded)
+    notebook.run_job(notebook.Job("scratch", 0, 0, 0, 1e-3, 5))
+    assert seen == {notebook.AS_IT_IS, notebook.Views(dropout=0.0)}
+
+
 def test_fine_tuning_starts_from_its_own_pretraining_at_a_tenth_of_the_rate(notebook, monkeypatch):
     rates = []
     monkeypatch.setattr(notebook, "Training", lambda *a, **_: rates.append(a[2]) or FakeFit())
