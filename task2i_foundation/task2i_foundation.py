@@ -1099,13 +1099,13 @@ display(pd.DataFrame(f1_lines).T)
 display(results_table(judge, frozen))
 
 # %% [markdown]
-# **ROC curves** of first trainings, on the sample with the most jets: the corner where they differ. "Supervised" in the legend
-# is *supervised, longer*.
+# **ROC curves** of first trainings, on the sample with the most jets: the corner where they differ.
 
 # %%
 fig, axis = plt.subplots(figsize=(5.6, 4.6))
 drawn = (HEADLINE, "student", "longer", "trees")
-curves = {labels[arm].split(",")[0]: predictions[arm][judge][0][:, 0] for arm in drawn}
+named = {arm: labels[arm] if arm == "longer" else labels[arm].split(",")[0] for arm in drawn}
+curves = {name: predictions[arm][judge][0][:, 0] for arm, name in named.items()}
 plotting.roc_curves(axis, truth[:, 0].astype(int), curves, n_resamples=30)
 axis.set(xlim=(0, 0.3), ylim=(0.6, 1))
 axis.legend(loc="lower right", fontsize=8)
@@ -1244,8 +1244,7 @@ display(pd.DataFrame(effort).T.rename_axis("one training"))
 
 # %% [markdown]
 # **How they trained**, first training of each: losses of the self-supervised experts, and the quality of trainings with labels
-# on validation jets, of which the best round is kept. Colours repeat: the orange curve beyond the others' end is *supervised,
-# longer*, and of the two blue ones the supervised expert ends later.
+# on validation jets, of which the best round is kept.
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.3))
@@ -1253,10 +1252,11 @@ for axis, arm in zip(axes, FREE, strict=False):
     history = trained[jobs[arm, 0]][0]
     axis.plot(history.epoch, -history.score, marker=".")
     axis.set(xlabel="pass", ylabel="loss", title=f"{arm} expert")
-for arm in ("supervised", "longer", *STUDENTS):
+for number, arm in enumerate(("supervised", "longer", *STUDENTS)):
+    style = {"color": f"C{number}", "ls": "-" if number < len(plotting.PALETTE) else "--"}
     history = trained[jobs[arm, 0]][0]
     steps = np.arange(1, len(history) + 1) * jobs[arm, 0].updates / len(history)
-    axes[2].plot(steps, history.score, marker=".", label=labels[arm])
+    axes[2].plot(steps, history.score, marker=".", label=labels[arm], **style)
 axes[2].set(xlabel="updates", ylabel="quality", title="with labels")
 axes[2].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -1689,7 +1689,7 @@ metrics = run.save_metrics(
 # minutes, and self-supervision is known to need hundreds of passes. No label enters the training of a self-supervised encoder,
 # but two choices use labels: task 2g chose the drop-out of the views with linear probes on labelled training jets, and
 # validation jets chose the better encoder and its head. The supervised expert has batches of 256 labelled jets for as many
-# updates as "scratch" in task 2g, which has 128 and drops hits. The two self-supervised experts have equal passes and not equal
+# updates as "scratch" in task 2g, whose batches have 128. The two self-supervised experts have equal passes and not equal
 # compute: two views of a jet cost twice one. Their rate is that of task 2g and was not tuned. The mixture is fitted to the jets
 # on which heads and rounds were chosen, which flatters its choice a little but touches no test jet. All trainings share one set
 # of labelled and one of unlabelled jets, and trees and linear fits to shapes enter without any spread; how much another set
