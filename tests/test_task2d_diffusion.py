@@ -821,7 +821,7 @@ def test_pairs_are_counted_that_touch_across_the_borders_of_towers(trained) -> N
     assert expected.any()
 
 
-def test_modes_are_counted(notebook) -> None:
+def test_modes_are_counted() -> None:
     rng = np.random.default_rng(0)
     points = toy.MODES[rng.integers(10, size=2000)]
     points = points + toy.WIDTH * rng.normal(size=(2000, 2))
@@ -829,7 +829,16 @@ def test_modes_are_counted(notebook) -> None:
     assert toy.modes_found(np.full((100, 2), 50.0)) == 0
     assert toy.share_at_modes(points) == pytest.approx(1 - np.exp(-4.5), abs=0.01)
     assert toy.share_at_modes(points + 0.5) == 0
-    assert notebook.train_toy(True, 0, 2).shape == (4000, 2)
+
+
+@pytest.mark.parametrize("cured", [False, True])
+def test_training_on_the_toy_is_looked_at_while_it_changes(notebook, cured) -> None:
+    looks = notebook.train_toy(cured, 0, 40, looks=4)
+    assert [x.shape for x in looks] == 4 * [(4000, 2)]
+    assert all(np.isfinite(x).all() for x in looks)
+    assert not np.allclose(looks[0], looks[-1])
+    assert len(notebook.train_toy(cured, 0, 2)) == 2  # no more looks than steps
+
 
 
 def test_observables_are_named_for_people() -> None:
