@@ -840,7 +840,6 @@ def test_training_on_the_toy_is_looked_at_while_it_changes(notebook, cured) -> N
     assert len(notebook.train_toy(cured, 0, 2)) == 2  # no more looks than steps
 
 
-
 def test_observables_are_named_for_people() -> None:
     names = ["track", "dz", "d0", "ECAL", "HCAL", "BPIX1", "BPIX2", "BPIX3"]
     assert in_words("bpix2_bpix3_cosine", names) == "overlap of patterns (cosine)\nBPIX2 and BPIX3"
