@@ -1744,7 +1744,7 @@ columns = ["modes found of 25", "share of points at modes"]
 pd.DataFrame.from_dict(frame, "index", columns=columns).rename_axis("toy, three trainings")
 
 # %% [markdown]
-# Early on the plain GAN finds few modes and jumps between them: mode collapse. Later it finds most, but none of its trainings ends
+# Early on the plain GAN finds few modes, and their number goes up and down: mode collapse. Later it finds most, but none of its trainings ends
 # with all. Every cured training finds most of them from the beginning and ends with all; more of its points lie at modes, though
 # not as many as of the toy itself.
 #
@@ -1983,8 +1983,8 @@ metrics = run.save_metrics(
 # that is not shown. Among new jets complex ones are all but missing at every $\beta$,
 # and the number of active towers spreads far less than in real jets, which a smaller $\beta$ does not steadily cure: what
 # latent numbers say of real jets is not what their prior draws, after so short a training at least. On the toy the plain GAN
-# collapses to a few modes and in the end still lacks some; the cured one has all of them. On jets the trainings of a GAN end at different mixtures of tops and QCD jets. That the cure gives
-# more recall is not shown, and after so few updates neither GAN has much.
+# collapses to a few modes and in the end still lacks some; the cured one has all of them. On jets the trainings of a GAN end at
+# different mixtures of tops and QCD jets. That the cure gives more recall is not shown, and after so few updates neither GAN has much.
 #
 # **Limits.** Sums and occupancies come from stage one for all generators, the trivial one included: the arms differ only in
 # where they put what it says. A judge sees more with more jets: the floor has the same number, and trees with four times as
