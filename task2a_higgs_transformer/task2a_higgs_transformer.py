@@ -105,7 +105,7 @@ DATA = os.environ.get("DATA") or None  # another file in the format of HIGGS.csv
 
 
 # %%
-FINAL = ("fine-tuned", "scratch", "frozen", "perceptron")  # arms of networks
+FINAL = ("fine-tuned", "scratch", "frozen", "random", "perceptron")  # arms of networks
 BOTH = ("scratch", "fine-tuned")  # whose networks go on to official rows
 TUNED = tuple(f"{arm}, tuned" for arm in BOTH)
 UNLABELLED = ("official", "masked")  # start there without having seen labels
@@ -141,7 +141,7 @@ class Config:
 
 
 # %%
-TRANSFERS = tuple((passes, rate) for passes in (3, 6) for rate in (3e-4, 1e-3))
+TRANSFERS = tuple((passes, rate) for passes in (3, 6) for rate in (3e-4, 1e-3, 3e-3))
 
 
 def few_labels(*counts: int) -> dict[tuple[str, int], Schedule]:
@@ -171,27 +171,31 @@ CONFIGS = {
     ),
     "quick": Config(
         seeds=(0, 1), pretraining=Schedule(2, 1, 128, 4e-3), tree_events=5_000,
-        trainings={("fine-tuned", 0): Schedule(5, 5, 128, 4e-3), ("scratch", 0): Schedule(7, 7, 128, 4e-3),
-                   ("frozen", 0): Schedule(1, 1, 128, 4e-3), ("perceptron", 0): Schedule(5, 5, 256, 4e-3)},
+        trainings={("fine-tuned", 0): Schedule(8, 4, 128, 3e-3), ("scratch", 0): Schedule(10, 5, 128, 3e-3, 0.2),
+                   ("frozen", 0): Schedule(1, 1, 128, 4e-3), ("random", 0): Schedule(1, 1, 128, 4e-3),
+                   ("perceptron", 0): Schedule(8, 4, 128, 1e-3)},
         official={("official", 8_000): Schedule(6, 3, 256, 4e-3)}
         | {(arm, 8_000): Schedule(2, 2, 128, 6e-4, decay=0.01) for arm in TUNED},
     ),
     "standard": Config(
-        seeds=(0, 1, 2), pretraining=Schedule(10, 5, 256, 4e-3), tree_events=30_000,
-        trainings={("fine-tuned", 0): Schedule(4, 4), ("scratch", 0): Schedule(14, 7, dropout=0.2),
-                   ("frozen", 0): Schedule(2, 2), ("perceptron", 0): Schedule(10, 5)}
+        seeds=(0, 1, 2), pretraining=Schedule(8, 4, 256, 4e-3), tree_events=30_000,
+        trainings={("fine-tuned", 0): Schedule(3, 3), ("scratch", 0): Schedule(11, 11, dropout=0.2),
+                   ("frozen", 0): Schedule(2, 2), ("random", 0): Schedule(2, 2),
+                   ("perceptron", 0): Schedule(8, 4, learning_rate=3e-3)}
         | few_labels(1_000, 10_000),
         official=on_official_rows({1_500: 16, 6_000: 12, 24_000: 8}), transfers=TRANSFERS,
-        trials=((FINAL, 0, Schedule(2)), (BOTH, 10_000, Schedule(8, 4, 128, 3e-3))),
+        trials=((FINAL, 0, Schedule(1)), (BOTH, 1_000, Schedule(20, 5, 128, 3e-3)),
+                (BOTH, 10_000, Schedule(10, 5, 128, 3e-3))),
     ),
     "full": Config(
         seeds=(0, 1, 2, 3, 4), pretraining=Schedule(20, 5, 2048, 6e-3),
         trainings={("fine-tuned", 0): Schedule(20, 10, 1024), ("frozen", 0): Schedule(10, 5, 1024),
-                   ("scratch", 0): Schedule(40, 10, 1024, dropout=0.2),
+                   ("random", 0): Schedule(10, 5, 1024), ("scratch", 0): Schedule(40, 10, 1024, dropout=0.2),
                    ("perceptron", 0): Schedule(40, 10, 1024)}
         | few_labels(1_000, 10_000, 100_000),
         official=on_official_rows({1_500: 16, 6_000: 12, 24_000: 8}), transfers=TRANSFERS,
-        trials=((FINAL, 0, Schedule(4, 2, 1024)), (BOTH, 10_000, Schedule(20, 5, 128, 3e-3))),
+        trials=((FINAL, 0, Schedule(4, 2, 1024)), (BOTH, 1_000, Schedule(20, 5, 128, 3e-3)),
+                (BOTH, 10_000, Schedule(10, 5, 128, 3e-3))),
     ),
 }  # fmt: skip
 CONFIG, DEVICE = CONFIGS[PROFILE], pick_device()
@@ -405,6 +409,11 @@ plt.show()
 # added to both tokens, because a bias can only say *where* to look. A mass is hidden if the momentum of one of its objects
 # is, since it would give the hidden value away. Hiding the lepton also hides the neutrino's direction.
 #
+# **Ramps.** A resonance is a narrow peak in a mass. Boosted trees find it by cuts; a network that reads $\ln m$ as one number
+# has to build such cuts from many layers. So every mass and every quantity of a pair becomes a set of ramps. Each ramp rises
+# between two neighbouring quantiles of training events (piecewise-linear encoding, arXiv:2203.05556), and the first linear
+# map can follow any histogram. The perceptron gets ramps, too. Section 7 shows what they bring.
+#
 # **Encoder.** Pre-norm transformer layers of width 64. With seven tokens the attention matrix is small, so its products are
 # written out. Dropout is meant to keep the network from memorising single events.
 
@@ -434,6 +443,28 @@ def derived_values(o: torch.Tensor, neutrino: bool = True) -> tuple[torch.Tensor
         masses = 2 * (log_mass(mass2 @ INSIDE.to(o)) - CENTRE.to(o))
         others = [log_mass(transverse2) - 4, distance - 2]
     return masses, torch.stack([masses[:, :15], *others], -1)
+
+
+# %%
+class Ramps(nn.Module):
+    """Each quantity (..., F) becomes ``bins`` ramps (..., F, bins) that rise from -1 to 1.
+
+    A ramp rises between two quantiles of the training events, which `fit` sets (arXiv:2203.05556).
+    """
+
+    def __init__(self, features: tuple[int, ...], bins: int) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.linspace(-2, 2, bins + 1).repeat(*features, 1))
+
+    @torch.no_grad()
+    def fit(self, x: torch.Tensor) -> None:
+        """Edges at the quantiles of ``x`` (N, ..., F)."""
+        shares = torch.linspace(0, 1, self.edges.shape[-1]).to(x)
+        self.edges.copy_(x.quantile(shares, dim=0).movedim(0, -1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = self.edges[..., :-1], self.edges[..., 1:]
+        return 2 * ((x.unsqueeze(-1) - low) / (high - low).clamp(min=1e-3)).clamp(0, 1) - 1
 
 
 # %%
@@ -475,31 +506,51 @@ class MassEmbedding(nn.Module):
     """What masses tell: vectors for the tokens (B, 7, width), a bias (B, H, 7, 7) for every layer."""
 
     def __init__(
-        self, width: int, heads: int, layers: int, dropout: float, groups: bool = True,
-        neutrino: bool = True, pair_width: int = 32,
+        self, width: int, heads: int, layers: int, dropout: float, event: bool = True,
+        neutrino: bool = True, ramps: bool = True, pair_width: int = 32, mass_width: int = 8,
     ) -> None:  # fmt: skip
         super().__init__()
         self.derived, self.shape = partial(derived_values, neutrino=neutrino), (layers, heads, 7, 7)
-        self.pair_in, self.pair_norm = per_object(15, 4, pair_width), nn.LayerNorm(pair_width)
+        self.ramps = nn.ModuleDict()
+        if ramps:
+            self.ramps.update({"masses": Ramps((57,), 32), "pairs": Ramps((15, 3), 16)})
+        inputs = 3 * 16 + 1 if ramps else 4  # of a pair
+        self.pair_in, self.pair_norm = per_object(15, inputs, pair_width), nn.LayerNorm(pair_width)
         self.bias = nn.Linear(pair_width, layers * heads, bias=False)
-        self.token, self.groups = nn.Linear(pair_width, width, bias=False), groups
-        if groups:
+        self.token, self.event = nn.Linear(pair_width, width, bias=False), None
+        if event:
+            self.mass_in = per_object(57, 32 if ramps else 1, mass_width)
             inner = nn.Sequential(nn.SiLU(), nn.Dropout(dropout))
-            self.event = nn.Sequential(nn.Linear(126, 256), inner, nn.Linear(256, width))
+            inputs = 57 * mass_width + 57 + 12  # masses, which of them are known, tags
+            self.event = nn.Sequential(nn.Linear(inputs, 192), inner, nn.Linear(192, width))
+
+    def fit(self, o: torch.Tensor) -> None:
+        """Set the ramps to the quantiles of events (N, 6, 4)."""
+        derived = dict(zip(("masses", "pairs"), self.derived(o), strict=True))
+        for name, ramps in self.ramps.items():
+            ramps.fit(derived[name])
+
+    def encoded(self, masses: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Ramps of the masses (B, 57, 32) and pairs (B, 15, 48), or their plain values."""
+        if not self.ramps:
+            return masses.unsqueeze(-1), pairs
+        return self.ramps["masses"](masses), self.ramps["pairs"](pairs).flatten(2)
 
     def forward(self, o: torch.Tensor, tags: torch.Tensor, hidden: torch.Tensor) -> tuple:
-        masses, pairs = self.derived(o)
+        masses, pairs = self.encoded(*self.derived(o))
         lost = hidden[..., :TAG].any(-1)  # (B, 6) objects whose momentum is not known
         lost = torch.stack([lost[:, 0], lost[:, :2].any(1), *lost[:, 2:].unbind(1)], 1).to(masses)
         lost = lost @ MEMBERS.to(masses) > 0.5  # (B, 57)
         pairs = torch.cat([pairs, torch.ones_like(pairs[..., :1])], -1)
-        pairs = pairs.masked_fill(lost[:, :15, None], 0.0)  # (B, 15, 4)
+        pairs = pairs.masked_fill(lost[:, :15, None], 0.0)  # (B, 15, 49)
         z = silu(self.pair_norm(torch.einsum("bpf,pfd->bpd", pairs, self.pair_in)))
         vectors = TOUCHES.to(z) @ self.token(z)  # (7, 15) @ (B, 15, D) -> (B, 7, D)
         flat = self.bias(z).transpose(1, 2) @ SCATTER.to(z)  # (B, L * H, 49)
         bias = flat.view(-1, *self.shape).unbind(1)
-        if self.groups:
-            known = torch.cat([masses.masked_fill(lost, 0.0), (~lost).to(masses), tags], 1)
+        if self.event is not None:
+            masses = masses.masked_fill(lost.unsqueeze(-1), 0.0)
+            z = silu(torch.einsum("bmf,mfd->bmd", masses, self.mass_in)).flatten(1)
+            known = torch.cat([z, (~lost).to(z), tags.to(z)], 1)
             vectors = vectors + pad(self.event(known).unsqueeze(1), (0, 0, 6, 0))  # the last token
         return vectors, bias
 
@@ -519,6 +570,10 @@ class ObjectEncoder(nn.Module):
         self.masses = MassEmbedding(width, heads, layers, dropout, **masses)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+
+    def fit(self, o: torch.Tensor) -> None:
+        """Set the ramps to the quantiles of events (N, 6, 4)."""
+        self.masses.fit(by_tag(o, sort=self.sort)[0])
 
     def tokens_and_bias(self, o: torch.Tensor, hidden: torch.Tensor | None = None) -> tuple:
         """What enters the layers: tokens (B, 7, width), and for each layer a bias (B, H, 7, 7)."""
@@ -606,7 +661,7 @@ class HiggsClassifier(nn.Module):
 
 # %% [markdown]
 # **Baselines get the same physics.** Boosted trees and a *perceptron* get all that the tokens and pairs hold, in the lepton
-# frame. The perceptron has fewer parameters than the transformer and needs far fewer operations (section 4).
+# frame. The perceptron gets them as ramps. It has more parameters than the transformer but needs fewer operations (section 4).
 
 
 # %%
@@ -618,18 +673,23 @@ def physics(o: torch.Tensor) -> torch.Tensor:
 
 
 class Perceptron(nn.Module):
-    """Multilayer perceptron on `physics`: objects (B, 6, 4) -> logit (B,)."""
+    """Multilayer perceptron on the ramps of `physics`: objects (B, 6, 4) -> logit (B,)."""
 
-    def __init__(self, width: int = 256, depth: int = 3, inputs: int = 122) -> None:
+    def __init__(self, width: int = 256, depth: int = 3, inputs: int = 122, bins: int = 32) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(inputs, affine=False)
+        self.ramps, self.enter = Ramps((inputs,), bins), per_object(inputs, bins, 8)
         layers = []
-        for size in [inputs] + [width] * (depth - 1):
+        for size in [8 * inputs] + [width] * (depth - 1):
             layers += [nn.Linear(size, width), nn.SiLU(), nn.Dropout(0.1)]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
 
+    def fit(self, o: torch.Tensor) -> None:
+        """Set the ramps to the quantiles of events (N, 6, 4)."""
+        self.ramps.fit(physics(o))
+
     def forward(self, o: torch.Tensor) -> torch.Tensor:
-        return self.layers(self.norm(physics(o)).clamp(-6, 6)).squeeze(1)
+        z = silu(torch.einsum("bif,ifd->bid", self.ramps(physics(o)), self.enter))
+        return self.layers(z.flatten(1)).squeeze(1)
 
 
 # %%
@@ -639,7 +699,7 @@ def build(arm: str, dropout: float = 0.0, **options: object) -> nn.Module:
         return MaskedAutoencoder(**options)
     if arm == "perceptron":
         return Perceptron()
-    if arm == "frozen":
+    if arm in ("frozen", "random"):
         return HiggsClassifier(frozen=True, **options)
     return HiggsClassifier(dropout=dropout, **options)
 
@@ -741,6 +801,7 @@ def classification_quality(network: nn.Module, sample: Sample, rows: np.ndarray)
 
 # %%
 CHECKED = 10_000  # validation events that choose
+QUANTILE_EVENTS = 20_000  # at most: training events whose quantiles place the ramps
 
 
 class Job(NamedTuple):
@@ -801,10 +862,11 @@ def train(job: Job, model: nn.Module) -> pd.DataFrame:
 # **The arms.** *Fine-tuned* starts from a pre-trained encoder, another one for every seed, and trains it with a new decoder.
 # *Scratch* starts from random weights and sees the labels in as many passes as pre-training and fine-tuning take together,
 # with more dropout because it sees each label more often. *Frozen* trains the decoder alone, the literal wording of the task.
+# Its control is *random*: the same decoder on an encoder that has learned nothing.
 
 # %%
 trained = {}  # job -> (history, weights as arrays)
-rates = {}  # (arm, few labels?) -> the rate that validation prefers; else that of the schedule
+rates = {}  # (arm, labels) and (arm, few labels?) -> the rate that validation prefers
 chosen = {}  # arm -> the schedule, where validation has chosen a whole one
 
 
@@ -813,6 +875,8 @@ def run_job(job: Job, start: dict[str, np.ndarray]) -> tuple[pd.DataFrame, dict[
     seed_everything(job.seed)
     options = {"dropout": job.schedule.dropout} | dict.fromkeys(job.options, False)
     model = build(job.arm, **options)
+    inputs = model if job.arm == "perceptron" else model.encoder
+    inputs.fit(samples[job.sample].objects[labelled(job)[:QUANTILE_EVENTS]].cpu())
     model.load_state_dict({k: torch.as_tensor(v) for k, v in start.items()}, strict=False)
     with redirect_stdout(StringIO()):  # there are too many trainings for a line each
         history = train(job, model)
@@ -830,7 +894,9 @@ def restored(job: Job) -> nn.Module:
 def jobs_of(arm: str, count: int = 0, sample: str = "main") -> list[Job]:
     """The trainings of an arm, one per seed."""
     schedule = (CONFIG.trainings if sample == "main" else CONFIG.official)[arm, count]
-    rate = rates.get((arm.removesuffix(", long"), count > 0), schedule.learning_rate)
+    arm_tried = arm.removesuffix(", long")
+    rate = rates.get((arm_tried, count > 0), schedule.learning_rate)
+    rate = rates.get((arm_tried, count), rate)
     schedule = chosen.get(arm, replace(schedule, learning_rate=rate))
     return [Job(arm, count, seed, schedule, sample) for seed in CONFIG.seeds]
 
@@ -851,7 +917,7 @@ def run_jobs(jobs: list[Job]) -> None:
     """Train all jobs that are not yet trained side by side, the longest first."""
 
     def cost(job: Job) -> float:
-        price = {"perceptron": 0.1}.get(job.arm, 1.0)
+        price = {"perceptron": 0.3}.get(job.arm, 1.0)
         return price * job.schedule.passes * (job.count or len(samples[job.sample].splits.train))
 
     jobs = sorted((job for job in jobs if job not in trained), key=cost, reverse=True)
@@ -864,9 +930,8 @@ def run_jobs(jobs: list[Job]) -> None:
 
 
 # %% [markdown]
-# After the pre-trainings, learning rates are chosen with one seed: in short trainings for all labels, and separately, with
-# 10,000 labels, for few. Every arm starts from the same rate and tries the neighbours of its best one, until the best lies
-# between two others.
+# After the pre-trainings, learning rates are chosen: for all labels in short trainings with one seed, for 1,000 and 10,000
+# labels in trainings with all seeds. Every arm tries the neighbours of its best rate, until the best lies between two others.
 
 
 # %%
@@ -878,9 +943,11 @@ def best(job: Job) -> float:
     return float(trained[job][0].score.max())
 
 
-def trial(arm: str, number: int, count: int, schedule: Schedule, sample: str = "main") -> Job:
-    """A training with the first seed and one of RATES."""
-    return Job(arm, count, CONFIG.seeds[0], replace(schedule, learning_rate=RATES[number]), sample)
+def trial(arm: str, number: int, count: int, schedule: Schedule, sample: str = "main") -> list[Job]:
+    """Trainings with one of RATES: the first seed, and with few labels of our events all seeds."""
+    seeds = CONFIG.seeds if count and sample == "main" else CONFIG.seeds[:1]
+    schedule = replace(schedule, learning_rate=RATES[number])
+    return [Job(arm, count, seed, schedule, sample) for seed in seeds]
 
 
 def around(number: int) -> list[int]:
@@ -896,20 +963,21 @@ def tune(arms: tuple[str, ...], *how: object) -> pd.DataFrame:
     new = dict.fromkeys(arms, around(RATES.index(schedule.learning_rate)))
     while any(new.values()):
         asked = {(arm, i): trial(arm, i, *how) for arm, numbers in new.items() for i in numbers}
-        run_jobs(list(asked.values()))
-        for (arm, i), job in asked.items():
-            found[arm][i] = best(job)
+        run_jobs([job for jobs in asked.values() for job in jobs])
+        for (arm, i), jobs in asked.items():
+            found[arm][i] = float(np.mean([best(job) for job in jobs]))
         tops = {arm: max(line, key=line.get) for arm, line in found.items()}
         new = {arm: [i for i in around(top) if i not in found[arm]] for arm, top in tops.items()}
-    rates.update({(arm, count > 0): RATES[top] for arm, top in tops.items()})
+    for arm, top in tops.items():
+        rates[arm, count > 0] = rates[arm, count] = RATES[top]
     labels = f"{count:,} labels" if count else "all labels"
     return pd.DataFrame({f"{arm}, {labels}": line for arm, line in found.items()}).T
 
 
 # %%
 pretrainings = [Job("pre-training", 0, seed, CONFIG.pretraining) for seed in CONFIG.seeds]
-first = [trial(arm, i, *how) for arms, *how in CONFIG.trials for arm in arms
-         if arm in ("scratch", "perceptron") for i in around(RATES.index(how[1].learning_rate))]  # fmt: skip
+first = [job for arms, *how in CONFIG.trials for arm in arms if arm in ("scratch", "perceptron")
+         for i in around(RATES.index(how[1].learning_rate)) for job in trial(arm, i, *how)]  # fmt: skip
 run_jobs(pretrainings + first)  # these trials fill the cores and are not repeated below
 tried = [tune(*kind) for kind in CONFIG.trials]
 run_jobs([job for key in CONFIG.trainings for job in jobs_of(*key)])
@@ -1106,6 +1174,7 @@ LABELS = {
     "fine-tuned": "transformer, pre-trained and fine-tuned",
     "scratch": "transformer from scratch",
     "frozen": "frozen encoder, trained decoder",
+    "random": "frozen random encoder, trained decoder",
     "perceptron": "perceptron, same quantities",
     "trees": "boosted trees, same quantities",
 }
@@ -1323,8 +1392,9 @@ display(frame.rename_axis("events").round(3))
 
 # %%
 CHANGES = {
-    "no masses of groups": ("groups",),
-    "jets in the order of p_T": ("sort",),
+    "no ramps": ("ramps",),
+    "no event token": ("event",),
+    "jets in the order of the file": ("sort",),
     "transverse masses only, no neutrino": ("neutrino",),
 }
 ablation = None
@@ -1363,6 +1433,7 @@ claims |= {
     "better than the perceptron with the same quantities": ours(headline, "perceptron"),
     "an ensemble is better than one of its networks": ours("ensemble", headline),
     "training the encoder is better than freezing it": ours("fine-tuned", "frozen"),
+    "a frozen encoder is better pre-trained than random": ours("frozen", "random"),
     "a decoder on the frozen encoder exceeds 0.80": comparison.entry("frozen")["low"] > 0.80,
     "each reconstructed object costs less than another event's": (drawn > other).all(),
 }  # fmt: skip
@@ -1384,7 +1455,7 @@ if 10_000 in few:
         marks
     ) == {"="}
 if ablation:
-    for name in ("jets in the order of p_T", "no masses of groups"):
+    for name in ("no ramps", "no event token", "jets in the order of the file"):
         claims[f"worse on validation events: {name}"] = ablation.better("the network", name)
     name = "transverse masses only, no neutrino"
     same = ablation.mark("the network", name) == "="
@@ -1476,7 +1547,7 @@ def described(compared: Comparison, arm: str, first: str, labels: dict[str, str]
 # %%
 constant = {"roc_auc": {"value": 0.5, "low": 0.5, "high": 0.5}, "info": {"description": "constant"}}
 ours = {arm: described(comparison, arm, headline, LABELS) for arm in LABELS}
-others = [arm for arm in ("ensemble", *BOTH, "frozen") if arm != headline]
+others = [arm for arm in ("ensemble", *BOTH, "frozen", "random") if arm != headline]
 on_rows = {arm: described(on_official, arm, tuned, OFFICIAL_LABELS) for arm in OFFICIAL_LABELS
            if on_official and arm in by_arm and (arm == tuned or arm not in TUNED)}  # fmt: skip
 metrics = run.save_metrics(

@@ -246,7 +246,41 @@ def test_densities_are_normalised_and_periodic(notebook, objects):
     assert torch.isfinite(notebook.feature_log_densities(strong, o[:1])).all()
 
 
-@pytest.mark.parametrize("off", [None, "groups", "neutrino", "sort"])
+def test_ramps_rise_between_the_quantiles(notebook):
+    x = torch.randn(500, 3, dtype=torch.float64).exp()
+    ramps = notebook.Ramps((3,), 8).double()
+    ramps.fit(x)
+    expected = np.stack([np.quantile(x[:, i].numpy(), np.linspace(0, 1, 9)) for i in range(3)])
+    np.testing.assert_allclose(ramps.edges.numpy(), expected)
+    values = torch.cat([x[:20], torch.tensor([[-1.0] * 3, [1e3] * 3], dtype=torch.float64)])
+    encoded = ramps(values)
+    assert encoded.shape == (22, 3, 8)
+    for i in range(3):
+        for k in range(8):
+            line = np.interp(values[:, i].numpy(), expected[i, k : k + 2], (-1, 1))
+            np.testing.assert_allclose(encoded[:, i, k].numpy(), line)
+
+
+def test_ramps_of_equal_values_are_finite(notebook):
+    ramps = notebook.Ramps((2,), 4)
+    ramps.fit(torch.zeros(10, 2))
+    assert ramps(torch.zeros(3, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize("arm", ["pre-training", "scratch", "perceptron"])
+def test_a_training_places_its_ramps_and_keeps_those_it_starts_from(notebook, short, arm):
+    job = notebook.Job(arm, 100, 0, short)
+    _, weights = notebook.run_job(job, {})
+    edges = [name for name in weights if name.endswith("edges")]
+    assert len(edges) == (1 if arm == "perceptron" else 2)
+    other = {name: 3 * weights[name] for name in edges}
+    _, again = notebook.run_job(job._replace(seed=1), other)
+    for name in edges:
+        assert not np.array_equal(weights[name][..., 0], np.full_like(weights[name][..., 0], -2))
+        np.testing.assert_array_equal(again[name], other[name])
+
+
+@pytest.mark.parametrize("off", [None, "ramps", "event", "neutrino", "sort"])
 def test_classifier_gives_one_logit_and_reaches_every_weight(notebook, objects, off):
     torch.manual_seed(0)
     model = notebook.HiggsClassifier(**({off: False} if off else {}))
@@ -286,6 +320,7 @@ def test_reconstruction_reaches_every_weight(notebook, objects):
 def test_network_memorises_one_batch(notebook, objects, arm):
     torch.manual_seed(0)
     model = notebook.build(arm).train()
+    (model if arm == "perceptron" else model.encoder).fit(objects)
     target = torch.tensor(notebook.samples["main"].y[:64], dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(60):
@@ -356,8 +391,10 @@ def test_rates_are_tried_until_the_best_has_worse_neighbours(notebook, short, mo
         lambda job: -abs(np.log(job.schedule.learning_rate / best_rates[job.arm])),
     )
     table = notebook.tune(tuple(best_rates), 50, replace(short, learning_rate=9e-3))
-    assert notebook.rates == {(arm, True): rate for arm, rate in best_rates.items()}
+    expected = {(arm, key): rate for arm, rate in best_rates.items() for key in (True, 50)}
+    assert notebook.rates == expected
     assert len(asked) == len(set(asked))
+    assert {job.seed for job in asked} == set(notebook.CONFIG.seeds)
     tried = table.notna().sum(axis=1)
     assert tried["perceptron, 50 labels"] == 3
     assert tried["frozen, 50 labels"] == 5  # from 2.7e-2 down to 3e-4
