@@ -13,7 +13,7 @@ from e2e_utils.errors import InputError
 from e2e_utils.paths import display_path
 from tools.provenance import products
 
-TASK_LIMIT = 3_000_000  # bytes of weights, ONNX models and tables in weights/<task>/
+TASK_LIMIT = 4_200_000  # bytes of weights, ONNX models and tables in weights/<task>/
 TREE_LIMIT = 60_000_000  # bytes of all files of a clone, without its history
 
 
