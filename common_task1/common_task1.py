@@ -763,7 +763,7 @@ metrics = run.save_metrics(
         "description": dataset.description,
         **counts,
     },
-    # What `make publish` keeps, 3 MB in all; task 2f reads the first seed's energy-only network.
+    # What `make publish` keeps; task 2f reads the first seed's energy-only network.
     published=["common_task1.onnx", f"{headline}_seed*", "energy_only_seed0.*"],
     seeds=list(CONFIG.seeds),
     headline="roc_auc",

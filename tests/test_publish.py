@@ -216,13 +216,13 @@ def test_names_that_no_file_has_are_refused(project: Path) -> None:
         publish(TASK, "quick")
 
 
-def test_more_than_3_MB_of_a_task_are_refused(project: Path) -> None:
+def test_more_than_the_limit_of_a_task_is_refused(project: Path) -> None:
     run = finished_run("quick")
-    (run / "teacher.csv").write_bytes(b"0" * 3_000_000)
+    (run / "teacher.csv").write_bytes(b"0" * published_files.TASK_LIMIT)
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["provenance"]["products"] = product_hashes(run)
     (run / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(InputError, match=r"at most 3 MB .* \(teacher\.csv 3\.00 MB, task_"):
+    with pytest.raises(InputError, match=r"at most 4\.2 MB .* \(teacher\.csv 4\.20 MB, task_"):
         publish(TASK, "quick")
     for names in ([f"{TASK}.safetensors", f"{TASK}.onnx"], [f"{TASK}.onnx", "*.s*", "teach*"]):
         # A pattern gives what fits.

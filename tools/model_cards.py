@@ -9,6 +9,7 @@ from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
 from e2e_utils.metric_text import format_entry
 from tools.provenance import products, read_json
+from tools.published_files import TASK_LIMIT
 from tools.wording import STANDIN_NOTE, name_in_full, title
 
 OFFICIAL = "official_rows"  # metrics.json, variants: networks on official events, arm -> entries
@@ -24,8 +25,8 @@ def model_cards(published: dict[str, dict]) -> str:
         "",
         "Each folder holds one published run: weights (safetensors), ONNX models that take raw "
         "official input, `metrics.json` and the PDF. Published are the headline's files, models "
-        "for `make score MODEL=`, and files that other tasks load, at most 3 MB per task. Running "
-        "the notebook makes the others.",
+        "for `make score MODEL=`, and files that other tasks load, at most "
+        f"{TASK_LIMIT / 1e6:g} MB per task. Running the notebook makes the others.",
         "",
         "*Published by others*: a result on official events, on other test events than ours; not "
         "comparable with results on stand-ins.",

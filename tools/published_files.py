@@ -61,9 +61,8 @@ def excess(files: list[Path], limit: int, what: str) -> str | None:
     if total <= limit:
         return None
     named = ", ".join(f"{name} {size / 1e6:.2f} MB" for size, name in sizes[:12])
-    return (
-        f"expected at most {limit / 1e6:.0f} MB of {what}, found {total / 1e6:.2f} MB ({named}"
-        + (", ...)" if len(sizes) > 12 else ")")
+    return f"expected at most {limit / 1e6:g} MB of {what}, found {total / 1e6:.2f} MB ({named}" + (
+        ", ...)" if len(sizes) > 12 else ")"
     )
 
 
