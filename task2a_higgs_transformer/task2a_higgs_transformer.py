@@ -117,7 +117,7 @@ UNLABELLED = ("official", "masked")  # start there without having seen labels
 class Schedule:
     """One training: passes over its events, validations in all, events per step, highest rate.
 
-    ``dropout`` is that of a classifier's encoder. ``decay`` is the weight decay of the whole
+    ``dropout`` is that of a classifier's encoder or of the perceptron. ``decay`` is the weight decay of the whole
     training: rate times steps times that of one step.
     """
 
@@ -183,7 +183,7 @@ CONFIGS = {
         seeds=(0, 1, 2), pretraining=Schedule(8, 4, 256, 4e-3), tree_events=30_000,
         trainings={("fine-tuned", 0): Schedule(3, 3), ("scratch", 0): Schedule(11, 11, dropout=0.2),
                    ("frozen", 0): Schedule(4, 4), ("random", 0): Schedule(4, 4),
-                   ("perceptron", 0): Schedule(11, 11, learning_rate=3e-3)}
+                   ("perceptron", 0): Schedule(6, 6, learning_rate=3e-3, dropout=0.3)}
         | few_labels(1_000, 10_000),
         official=on_official_rows({1_500: 16, 6_000: 12, 24_000: 8}), transfers=TRANSFERS,
         trials=((FINAL, 0, Schedule(1)), (BOTH, 1_000, Schedule(20, 5, 128, 3e-3)),
@@ -678,12 +678,14 @@ def physics(o: torch.Tensor) -> torch.Tensor:
 class Perceptron(nn.Module):
     """Multilayer perceptron on the ramps of `physics`: objects (B, 6, 4) -> logit (B,)."""
 
-    def __init__(self, width: int = 256, depth: int = 3, inputs: int = 122, bins: int = 32) -> None:
+    def __init__(
+        self, dropout: float = 0.1, width: int = 256, depth: int = 3, inputs: int = 122, bins: int = 32
+    ) -> None:  # fmt: skip
         super().__init__()
         self.ramps, self.enter = Ramps((inputs,), bins), per_object(inputs, bins, 8)
         layers = []
         for size in [8 * inputs] + [width] * (depth - 1):
-            layers += [nn.Linear(size, width), nn.SiLU(), nn.Dropout(0.1)]
+            layers += [nn.Linear(size, width), nn.SiLU(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
 
     def fit(self, o: torch.Tensor) -> None:
@@ -701,7 +703,7 @@ def build(arm: str, dropout: float = 0.0, **options: object) -> nn.Module:
     if arm == "pre-training":
         return MaskedAutoencoder(**options)
     if arm == "perceptron":
-        return Perceptron()
+        return Perceptron(dropout)
     if arm in ("frozen", "random"):
         return HiggsClassifier(frozen=True, **options)
     return HiggsClassifier(dropout=dropout, **options)
