@@ -559,9 +559,11 @@ def test_exchanging_a_mass_changes_it_everywhere_and_nothing_else(notebook, obje
     )
     attention, bias = notebook.attention_and_bias(model, o)
     np.testing.assert_allclose(attention.sum(1), 1.0, rtol=1e-5)
-    assert bias.shape == (6, 6) and (bias[~np.eye(6, dtype=bool)] > 0).all()
+    assert bias.shape == (6, 6)
+    assert (bias[~np.eye(6, dtype=bool)] > 0).all()
     *_, full = model.encoder.tokens_and_bias(notebook.lepton_frame(o))
-    assert (torch.stack(full)[..., 6, :] == 0).all() and (torch.stack(full)[..., 6] == 0).all()
+    assert (torch.stack(full)[..., 6, :] == 0).all()
+    assert (torch.stack(full)[..., 6] == 0).all()
 
 
 @pytest.mark.parametrize("arm", ["scratch", "frozen"])
