@@ -118,8 +118,8 @@ UNLABELLED = ("official", "masked")  # start there without having seen labels
 class Schedule:
     """One training: passes over its events, validations in all, events per step, highest rate.
 
-    ``dropout`` is that of a classifier's encoder or of the perceptron. ``decay`` is the weight decay of the whole
-    training: rate times steps times that of one step.
+    ``dropout`` is that of a classifier's encoder or of the perceptron. ``decay`` is the weight
+    decay of the whole training: rate times steps times that of one step.
     """
 
     passes: int
@@ -1064,9 +1064,8 @@ def boosted(name: str, rows: np.ndarray) -> NamedTuple:
         fitted = tuned_trees(x, labels[0], x_check, labels[1], tuning_events=tuning)
         leaves = [fitted.table["max_leaf_nodes"].max()]
         loss = log_loss(labels[1], fitted.model.predict_proba(x_check))
-        while (
-            CONFIG.trials and fitted.model.max_leaf_nodes == leaves[-1]
-        ):  # the best is at the edge
+        # Larger trees while the best are at the edge of those tried.
+        while CONFIG.trials and fitted.model.max_leaf_nodes == leaves[-1]:
             leaves.append(2 * leaves[-1] + 1)
             larger = clone(fitted.model).set_params(max_leaf_nodes=leaves[-1], max_iter=MOST_TREES)
             larger = fit_trees(larger, x, labels[0], x_check, labels[1])
