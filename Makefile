@@ -45,7 +45,7 @@ all: $(READY)  ## environment, data, every notebook executed, weights, PDFs, boo
 	@$(PY) -m tools.regenerate $(FLAGS)
 
 test: $(READY) check  ## the test suite, after make check
-	@$(PY) -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	@$(PY) -m pytest -n auto --no-loadscope-reorder
 
 data: $(READY)  ## only the data of every task
 	@$(PY) -m tools.regenerate $(FLAGS) --stage data

@@ -33,15 +33,25 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cores or 1, 2)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers: a file's tests stay together, but every notebook is on its own."""
-    if not hasattr(config, "workerinput"):
-        return
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With several workers: a file's tests stay together, but every notebook is on its own.
+
+    Fixtures of a module are then made once. (`--dist loadgroup` of pytest-xdist 3.8 does nothing
+    with pytest 9.2, where a test's name can no longer be given a suffix.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if Path(file).name == LONGEST else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != LONGEST)
-    for item in items:
-        group = item.nodeid if item.path.name == LONGEST else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
