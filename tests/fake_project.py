@@ -15,7 +15,14 @@ from safetensors.numpy import save_file
 
 from e2e_utils import paths
 from tools.notebook_pdf.exporter import notebook_to_pdf
-from tools.provenance import code_state, notebook_hash, product_hashes, run_key, source_hash
+from tools.provenance import (
+    code_state,
+    data_state,
+    notebook_hash,
+    product_hashes,
+    run_key,
+    source_hash,
+)
 
 TASK = "task_demo"
 PDFS: dict[str, bytes] = {}  # of executed notebooks, by hash: each takes half a second
@@ -145,8 +152,8 @@ def write_onnx(path: Path, shape: tuple[int, ...] = (4, 4, 2)) -> None:
     onnx.save(model, path)
 
 
-def executed_notebook(stamp: dict) -> nbformat.NotebookNode:
-    """The notebook of SCRIPT with the outputs that running it gives."""
+def executed_notebook(stamp: dict, cell: str) -> nbformat.NotebookNode:
+    """The notebook of SCRIPT with the outputs that running it gives; ``cell``: its last one."""
     cells = [
         nbformat.v4.new_markdown_cell("# Demo: $x^2$", id="cell-001"),
         nbformat.v4.new_code_cell(
@@ -157,7 +164,7 @@ def executed_notebook(stamp: dict) -> nbformat.NotebookNode:
             outputs=[nbformat.v4.new_output("stream", name="stdout", text="quick\n")],
         ),
         nbformat.v4.new_code_cell(
-            "1 + 1",
+            cell,
             id="cell-003",
             execution_count=2,
             outputs=[
@@ -176,6 +183,7 @@ def finished_run(
     auc: float = 0.8,
     source: str = "standin",
     published: list[str] | None = None,
+    cell: str = "1 + 1",
 ) -> Path:
     """Write build/<profile>/task_demo/ as a complete run would leave it."""
     folder = paths.run_directory(profile, TASK)
@@ -184,13 +192,15 @@ def finished_run(
     write_onnx(folder / f"{TASK}.onnx")
     stamp = {
         "key": run_key(TASK, profile, "auto"),
+        "code_key": run_key(TASK, profile, "auto", part="code"),
+        "data_state": data_state(TASK, "auto"),
         "profile": profile,
         "data_source": source,
         "source_hash": source_hash(TASK),
         "seconds": 12.0,
         "device": "cpu",
     }
-    nb = executed_notebook(stamp)
+    nb = executed_notebook(stamp, cell)
     nbformat.write(nb, folder / f"{TASK}.ipynb")
     content = notebook_hash(nb)
     if content not in PDFS:

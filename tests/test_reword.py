@@ -51,6 +51,21 @@ def test_texts_and_comments_are_put_around_the_outputs(project: Path) -> None:
     assert not (paths.BUILD / "reworded" / TASK).exists()
 
 
+def test_it_can_be_done_again_and_whatever_the_events_of_other_profiles(project: Path) -> None:
+    settings = "CONFIGS = {{'smoke': {}, 'quick': 2}}\nprint(CONFIGS['quick'])"
+    script = paths.script_path(TASK)
+    script.write_text(SCRIPT.replace("1 + 1", settings.format(1)))
+    finished_run("quick", cell=settings.format(1))
+    publish(TASK, "quick")
+    catalog = project / "data" / "catalog.toml"
+    catalog.parent.mkdir(exist_ok=True)
+    for smoke in (2, 3):
+        catalog.write_text(f"[demo]\ntask = ['{TASK}']\n[demo.events]\nsmoke = {smoke}\n")
+        script.write_text(SCRIPT.replace("1 + 1", settings.format(smoke)))
+        reword(TASK)
+        assert not is_stale(TASK)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [

@@ -119,12 +119,15 @@ def data_state(task: str, data_source: str, data: str | None = None) -> str:
     return hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:16]
 
 
-def script_hash(task: str, part: Callable[[str], str] = str) -> str:
-    """`source_hash` without texts and comments of the script, of a part of its code."""
+def script_hash(task: str, part: Callable[[str], str] = str, source: str | None = None) -> str:
+    """`source_hash` without texts and comments of the script, of a part of its code.
+
+    ``source``: in place of today's script.
+    """
     script = paths.script_path(task)
     others = (path for path in script.parent.rglob("*") if path.suffix in SOURCE_SUFFIXES)
-    code = code_hash(part(script.read_text(encoding="utf-8")))
-    return code + hash_files(path for path in others if path != script)
+    source = script.read_text(encoding="utf-8") if source is None else source
+    return code_hash(part(source)) + hash_files(path for path in others if path != script)
 
 
 def training_code(source: str) -> str:
@@ -152,13 +155,14 @@ def run_key(
         "code": script_hash,
         "training": partial(script_hash, part=training_code),
     }
-    parts = [
-        profile,
-        data_state(task, data_source, data),
-        hashes[part](task),
-        json.dumps(code_state(task, data_source, data)),
-        json.dumps([product_hashes(paths.WEIGHTS / other) for other in upstream_tasks(task)]),
-    ]
+    return combined(profile, data_state(task, data_source, data), hashes[part](task),
+                    code_state(task, data_source, data), task)  # fmt: skip
+
+
+def combined(profile: str, data: str, sources: str, code: dict[str, str], task: str) -> str:
+    """16 hex digits over the parts of a run's key, and over the networks that a task builds on."""
+    upstream = [product_hashes(paths.WEIGHTS / other) for other in upstream_tasks(task)]
+    parts = [profile, data, sources, json.dumps(code), json.dumps(upstream)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -17,10 +17,11 @@ from tools.imported_code import code_hash, parsed
 from tools.notebook_outputs import joined
 from tools.notebook_pdf.__main__ import export
 from tools.provenance import (
-    SOURCE_SUFFIXES,
     check_task,
+    code_state,
+    combined,
     read_json,
-    run_key,
+    script_hash,
     source_hash,
 )
 from tools.publish import promote
@@ -44,7 +45,8 @@ def reword(task: str) -> None:
     try:
         shutil.copytree(published, draft)
         shutil.copy2(notebook, draft)
-        rewrite(draft, task, {"source_hash": source_hash(task)})
+        stamp = {"source_hash": source_hash(task), "code_key": code_key(executed, task)}
+        rewrite(draft, task, stamp)
         export(draft / notebook.name, draft / f"{task}.pdf")
         names = sorted(path.name for path in published.iterdir() if path.name != "metrics.json")
         promote(task, draft, names, read_json(draft / "metrics.json"))
@@ -66,8 +68,8 @@ def refuse_other_code(executed: dict, task: str) -> None:
         pairs = enumerate(zip(before, today, strict=True), 1)
         changed = [number for number, (old, new) in pairs if old != new]
         found = f"other code in its cell {changed[0]} of code" if changed else ""
-    if not found and more_sources(task) and not same_key(executed["metadata"]["e2e"], task):
-        found = "other sources beside it, or other modules or data"
+    if not found and not others_are_those_of(executed, task):
+        found = "other sources beside it, other modules, or other networks that it builds on"
     if found:
         raise InputError(
             f"{script}: expected the code of the published notebook, found {found}; "
@@ -75,17 +77,21 @@ def refuse_other_code(executed: dict, task: str) -> None:
         )
 
 
-def more_sources(task: str) -> bool:
-    """Whether a task's folder holds sources beside its script, of which no own hash is recorded."""
-    script = paths.script_path(task)
-    files = script.parent.rglob("*")
-    return any(path.suffix in SOURCE_SUFFIXES and path != script for path in files)
+def code_key(executed: dict, task: str, source: str | None = None) -> str:
+    """The key of a run's code, were it run today on its own events; ``source``: of its script.
+
+    How many events another profile has is none of its business.
+    """
+    run = executed["metadata"]["e2e"]
+    code = code_state(task, run.get("requested_source", "auto"))
+    sources = script_hash(task, source=source)
+    return combined(run["profile"], run.get("data_state", ""), sources, code, task)
 
 
-def same_key(run: dict, task: str) -> bool:
-    """Whether all code of a run is today's, by the key that it recorded."""
-    key = run_key(task, run["profile"], run.get("requested_source", "auto"), part="code")
-    return run.get("code_key") == key
+def others_are_those_of(executed: dict, task: str) -> bool:
+    """Whether everything but the script is what a published run used: its key, computed again."""
+    cells = "\n".join(joined(cell["source"]) for cell in code_cells(executed))
+    return executed["metadata"]["e2e"].get("code_key") == code_key(executed, task, cells)
 
 
 def settled(source: str, profile: str) -> str:
