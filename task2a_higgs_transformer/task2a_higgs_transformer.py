@@ -173,10 +173,10 @@ CONFIGS = {
         trials=((FINAL, 0, Schedule(1)), (BOTH, 200, Schedule(1, 1, 64, 3e-3))),
     ),
     "quick": Config(
-        seeds=(0, 1), pretraining=Schedule(2, 1, 128, 4e-3), tree_events=5_000,
-        trainings={("fine-tuned", 0): Schedule(8, 4, 128, 3e-3), ("scratch", 0): Schedule(10, 5, 128, 3e-3, 0.2),
-                   ("frozen", 0): Schedule(1, 1, 128, 4e-3), ("random", 0): Schedule(1, 1, 128, 4e-3),
-                   ("perceptron", 0): Schedule(8, 4, 128, 1e-3)},
+        seeds=(0, 1), pretraining=Schedule(2, 1, 64, 4e-3), tree_events=4_000,
+        trainings={("fine-tuned", 0): Schedule(6, 3, 64, 3e-3, 0.2), ("scratch", 0): Schedule(6, 3, 64, 3e-3, 0.3),
+                   ("frozen", 0): Schedule(1, 1, 64, 4e-3), ("random", 0): Schedule(1, 1, 64, 4e-3),
+                   ("perceptron", 0): Schedule(8, 4, 64, 2e-3, 0.4)},
         official={("official", 8_000): Schedule(6, 3, 256, 4e-3)}
         | {(arm, 8_000): Schedule(2, 2, 128, 6e-4, decay=0.01) for arm in TUNED},
     ),

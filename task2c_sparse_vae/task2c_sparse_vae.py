@@ -155,8 +155,8 @@ CONFIGS = {
         seeds=(0, 1), ratios=(0.8,), labels=(12,), unlabelled=64, tried_jets=32,
     ),
     "quick": Config(
-        Schedule(1), Schedule(3), Schedule(2), Schedule(2, learning_rate=1.5e-3), None,
-        seeds=(0, 1), ratios=(0.65, 0.85), labels=(100,), unlabelled=2500,
+        Schedule(1), Schedule(2), Schedule(1), Schedule(2, learning_rate=1.5e-3), None,
+        seeds=(0, 1), ratios=(0.65, 0.85), labels=(100,), unlabelled=1800,
     ),
     "standard": Config(
         Schedule(2), Schedule(6), Schedule(2, learning_rate=1.5e-3),

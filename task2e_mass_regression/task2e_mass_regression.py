@@ -119,7 +119,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(epochs=1, seeds=(0, 1), few=100, batch_size=64, density_steps=40, replicas=20),
     "quick": Config(
-        epochs=6, seeds=(0, 1), sides=False, batch_size=64, ema_decay=0.99, replicas=60
+        epochs=3, seeds=(0, 1), sides=False, batch_size=64, ema_decay=0.99, replicas=40
     ),
     "standard": Config(epochs=5, seeds=(0, 1, 2), few=30_000),
     "full": Config(epochs=20, seeds=(0, 1, 2, 3, 4), few=100_000, batch_size=512),

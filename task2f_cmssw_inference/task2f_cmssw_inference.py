@@ -113,7 +113,7 @@ class Config:
 
 CONFIGS = {
     "smoke": Config(processes=3, timed_events=20, timed_sessions=3, n_resamples=50),
-    "quick": Config(processes=4, timed_events=200, timed_sessions=30, n_resamples=200),
+    "quick": Config(processes=3, timed_events=150, timed_sessions=30, n_resamples=200),
     "standard": Config(),
     "full": Config(),
 }

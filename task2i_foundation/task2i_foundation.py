@@ -131,8 +131,8 @@ class Config:
 CONFIGS = {
     "smoke": Config(1, {"supervised": 4, "student": 4, "transfer": 2}, 2, (3e-3, 1e-3), 16, (32,), 40, 20),
     "quick": Config(
-        1, {"supervised": 60, "student": 30, "transfer": 20}, 2, (3e-3,),
-        transfer_labels=(100,), shown=300, head_steps=100,
+        1, {"supervised": 40, "student": 15, "transfer": 10}, 2, (3e-3,),
+        transfer_labels=(100,), shown=200, head_steps=60,
     ),
     "standard": Config(6, {"supervised": 1000, "student": 900, "transfer": 150}),
     "full": Config(100, {"supervised": 6000, "student": 6000, "transfer": 1000}, 5, batch_size=512),

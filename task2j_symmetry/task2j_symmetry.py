@@ -146,7 +146,7 @@ CONFIGS = {
         tested=60, ten_tested=60, ten=100,
     ),
     "quick": Config(
-        autoencoder=Schedule(400, 64), control=Schedule(200, 64), scan=Schedule(40, 64), small=Schedule(120),
+        autoencoder=Schedule(400, 64), control=Schedule(150, 64), scan=Schedule(40, 64), small=Schedule(100),
         flows=Schedule(40), classifier=Schedule(100), ten_classifier=Schedule(100),
         seeds=(0, 1, 2), repeats=(0, 1), dimensions=(8, 10), discovery=150, pairs=3_000,
         scored=60, tested=80, ten_tested=80, ten=700,

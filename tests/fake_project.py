@@ -209,7 +209,7 @@ def finished_run(
     metrics = metrics_of(profile, auc, source)
     if published:
         metrics["published"] = published
-    code = code_state(TASK, "auto")
+    code = code_state(TASK, profile, "auto")
     metrics["provenance"] = {**stamp, "code": code, "products": product_hashes(folder)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder

@@ -8,9 +8,10 @@ from fake_project import SCRIPT, TASK, finished_run, make_project
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from tools.check_notebooks import task_problems
+from tools.imported_code import settled
 from tools.provenance import read_json
 from tools.publish import publish
-from tools.reword import reword, settled
+from tools.reword import reword
 from tools.staleness import is_stale
 
 

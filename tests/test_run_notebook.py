@@ -107,7 +107,7 @@ def test_a_run_and_its_repetition(folder: Path) -> None:
     assert metrics["provenance"] == {
         "note": "kept",
         **stamp,
-        "code": code_state(TASK, "auto"),
+        "code": code_state(TASK, "smoke", "auto"),
         "products": metrics["provenance"]["products"],
     }
     assert list(metrics["provenance"]["products"]) == ["model.onnx"]

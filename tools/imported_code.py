@@ -20,7 +20,27 @@ Import = tuple[str, str]  # module, and the name that is imported from it ("" fo
 @functools.cache
 def code_hash(source: str) -> str:
     """16 hex digits over Python code; the same with CPython 3.11 to 3.13."""
-    return hashlib.sha256("\n".join(written(parsed(source))).encode()).hexdigest()[:16]
+    return tree_hash(parsed(source))
+
+
+def settled(source: str, profile: str) -> str:
+    """`code_hash` of what a run of one profile sees: of CONFIGS only its own entry."""
+    tree = parsed(source)
+    for node in tree.body:
+        if (
+            isinstance(node, ast.Assign)
+            and ast.unparse(node.targets[0]) == "CONFIGS"
+            and isinstance(node.value, ast.Dict)
+        ):
+            entries = zip(node.value.keys, node.value.values, strict=True)
+            own = [(k, v) for k, v in entries if ast.unparse(k) == repr(profile)]
+            node.value = ast.Dict([k for k, _ in own], [v for _, v in own])
+    return tree_hash(tree)
+
+
+def tree_hash(tree: ast.AST) -> str:
+    """16 hex digits over a syntax tree."""
+    return hashlib.sha256("\n".join(written(tree)).encode()).hexdigest()[:16]
 
 
 def written(node: object) -> Iterator[str]:

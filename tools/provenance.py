@@ -14,7 +14,7 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
-from tools.imported_code import code_hash, imported_modules
+from tools.imported_code import code_hash, imported_modules, settled
 from tools.notebook_outputs import joined
 
 PRODUCT_PATTERNS = ("*.safetensors", "*.onnx", "*.csv")
@@ -53,18 +53,21 @@ def upstream_tasks(task: str) -> list[str]:
     return sorted(set(LOADED_TASK.findall(paths.script_path(task).read_text(encoding="utf-8"))))
 
 
-def code_state(task: str, data_source: str, data: str | None = None) -> dict[str, str]:
+def code_state(
+    task: str, profile: str, data_source: str, data: str | None = None
+) -> dict[str, str]:
     """File -> hash of its code, of everything beside the script that a run executes.
 
-    Those are the modules that it imports, and scripts whose definitions it loads with theirs. The
-    simulation counts only where events of it may be used.
+    Those are the modules that it imports, and scripts whose definitions it loads with theirs, of
+    their settings only those of its profile. The simulation counts only where events of it may be
+    used.
     """
     without = SIMULATION if data_source == "official" or data else None
     code = imported_modules(paths.script_path(task), without)
     for other in upstream_tasks(task):
         script = paths.script_path(other)
         code |= imported_modules(script, SIMULATION)
-        code[f"{other}/{script.name}"] = code_hash(script.read_text(encoding="utf-8"))
+        code[f"{other}/{script.name}"] = settled(script.read_text(encoding="utf-8"), profile)
     return dict(sorted(code.items()))
 
 
@@ -156,7 +159,7 @@ def run_key(
         "training": partial(script_hash, part=training_code),
     }
     return combined(profile, data_state(task, data_source, data), hashes[part](task),
-                    code_state(task, data_source, data), task)  # fmt: skip
+                    code_state(task, profile, data_source, data), task)  # fmt: skip
 
 
 def combined(profile: str, data: str, sources: str, code: dict[str, str], task: str) -> str:

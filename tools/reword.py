@@ -6,14 +6,13 @@ cards are written again. A script that computes anything else is refused: it has
 """
 
 import argparse
-import ast
 import shutil
 
 from e2e_utils import paths
 from e2e_utils.errors import InputError, command_line
 from e2e_utils.files import remove
 from e2e_utils.paths import display_path
-from tools.imported_code import code_hash, parsed
+from tools.imported_code import settled
 from tools.notebook_outputs import joined
 from tools.notebook_pdf.__main__ import export
 from tools.provenance import (
@@ -83,7 +82,7 @@ def code_key(executed: dict, task: str, source: str | None = None) -> str:
     How many events another profile has is none of its business.
     """
     run = executed["metadata"]["e2e"]
-    code = code_state(task, run.get("requested_source", "auto"))
+    code = code_state(task, run["profile"], run.get("requested_source", "auto"))
     sources = script_hash(task, source=source)
     return combined(run["profile"], run.get("data_state", ""), sources, code, task)
 
@@ -92,22 +91,6 @@ def others_are_those_of(executed: dict, task: str) -> bool:
     """Whether everything but the script is what a published run used: its key, computed again."""
     cells = "\n".join(joined(cell["source"]) for cell in code_cells(executed))
     return executed["metadata"]["e2e"].get("code_key") == code_key(executed, task, cells)
-
-
-def settled(source: str, profile: str) -> str:
-    """The hash of a cell's code as a run of one profile sees it: of CONFIGS only its own entry."""
-    tree = parsed(source)
-    for node in tree.body:
-        if (
-            isinstance(node, ast.Assign)
-            and ast.unparse(node.targets[0]) == "CONFIGS"
-            and isinstance(node.value, ast.Dict)
-        ):
-            entries = zip(node.value.keys, node.value.values, strict=True)
-            node.value = ast.Dict(
-                *zip(*[(k, v) for k, v in entries if ast.unparse(k) == repr(profile)], strict=True)
-            )
-    return code_hash(ast.unparse(tree))
 
 
 @command_line

@@ -91,7 +91,7 @@ def run(
         "source_hash": source_hash(task),
         "versions": library_versions(),
     }
-    code = code_state(task, data_source, data)
+    code = code_state(task, profile, data_source, data)
     started = time.time()
     with reporting_full_disk(folder / "run.log"), only_run(folder) as stream:
         training = run_key(task, profile, data_source, data, part="training")

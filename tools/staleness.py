@@ -53,7 +53,8 @@ def code_differences(provenance: dict, task: str) -> Iterator[str]:
     if recorded is None:
         yield "made with earlier code, of which no hashes were recorded"
         return
-    today = code_state(task, provenance.get("requested_source", "auto"))
+    source = provenance.get("requested_source", "auto")
+    today = code_state(task, provenance["profile"], source)
     changed = [name for name in recorded | today if recorded.get(name) != today.get(name)]
     if changed:
         yield f"made with earlier code of {', '.join(sorted(changed))}"
