@@ -110,7 +110,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(epochs=1, seeds=(0, 1), ema_decay=0.9),
     "quick": Config(  # few events are soon memorised: more decay of the weights
-        epochs=6, seeds=(0, 1), batch_size=128, learning_rate=1e-2, weight_decay=0.1,
+        epochs=5, seeds=(0, 1), batch_size=128, learning_rate=1e-2, weight_decay=0.1,
         ema_decay=0.99, times=False, tree_events=6_000,
     ),
     "standard": Config(epochs=6, seeds=(0, 1, 2)),

@@ -131,7 +131,7 @@ class Config:
 CONFIGS = {
     "smoke": Config(1, {"supervised": 4, "student": 4, "transfer": 2}, 2, (3e-3, 1e-3), 16, (32,), 40, 20),
     "quick": Config(
-        1, {"supervised": 40, "student": 15, "transfer": 10}, 2, (3e-3,),
+        1, {"supervised": 30, "student": 10, "transfer": 10}, 2, (3e-3,),
         transfer_labels=(100,), shown=200, head_steps=60,
     ),
     "standard": Config(6, {"supervised": 1000, "student": 900, "transfer": 150}),

@@ -148,7 +148,7 @@ CONFIGS = {
     "quick": Config(
         autoencoder=Schedule(400, 64), control=Schedule(150, 64), scan=Schedule(40, 64), small=Schedule(100),
         flows=Schedule(40), classifier=Schedule(100), ten_classifier=Schedule(100),
-        seeds=(0, 1, 2), repeats=(0, 1), dimensions=(8, 10), discovery=150, pairs=3_000,
+        seeds=(0, 1), repeats=(0, 1), dimensions=(8, 10), discovery=150, pairs=2_000,
         scored=60, tested=80, ten_tested=80, ten=700,
     ),
     "standard": Config(
