@@ -170,11 +170,11 @@ CONFIGS = {
         seeds=(0, 1), pretraining=Schedule(1, 1, 128), tree_events=500,
         trainings={(arm, 0): Schedule(2 if arm == "scratch" else 1) for arm in FINAL} | few_labels(200),
         official=on_official_rows({300: 4}), transfers=((1, 3e-4), (2, 3e-4)),
-        trials=((FINAL, 0, Schedule(1)), (BOTH, 200, Schedule(1, 1, 64, 3e-3))),
+        trials=((BOTH, 200, Schedule(1, 1, 64, 3e-3)),),
     ),
     "quick": Config(
         seeds=(0, 1), pretraining=Schedule(2, 1, 64, 4e-3), tree_events=4_000,
-        trainings={("fine-tuned", 0): Schedule(6, 3, 64, 3e-3, 0.2), ("scratch", 0): Schedule(6, 3, 64, 3e-3, 0.3),
+        trainings={("fine-tuned", 0): Schedule(6, 3, 64, 3e-3, 0.2), ("scratch", 0): Schedule(8, 4, 64, 3e-3, 0.3),
                    ("frozen", 0): Schedule(1, 1, 64, 4e-3), ("random", 0): Schedule(1, 1, 64, 4e-3),
                    ("perceptron", 0): Schedule(8, 4, 64, 2e-3, 0.4)},
         official={("official", 8_000): Schedule(6, 3, 256, 4e-3)}

@@ -143,7 +143,7 @@ ONE = {"gan": (0.1,), "esrgan": (0.01,)}
 PASSES = {"start": 4, "likelihood": 7, "gan": 1, "independent": 11, "flow": 11, "srresnet": 3, "esrgan": 1}  # fmt: skip
 FEW = dict.fromkeys(PASSES, 1) | {"independent": 2, "flow": 2}  # as many as start and likelihood
 CONFIGS = {
-    "smoke": Config((0, 1), FEW, 32, 20, {"gan": (0.1, 1.0), "esrgan": (0.01,)}, 4, 60, 4),
+    "smoke": Config((0, 1), FEW, 16, 10, {"gan": (0.1, 1.0), "esrgan": (0.01,)}, 2, 40, 4),
     "quick": Config((0, 1), FEW, 16, 30, ONE, judged=2, tagger_jets=200, resamples=4),
     "standard": Config((0, 1, 2), PASSES),
     "full": Config((0, 1, 2, 3, 4), {arm: 4 * n for arm, n in PASSES.items()}, 64, 2_000, judged=24, tagger_jets=50_000),
