@@ -149,7 +149,8 @@ def torture(runs: Runs, folder: Path, kills: int, longest: float, seed: int) -> 
 
 def results(folder: Path) -> list[str]:
     """Differences between the killed and the whole run below ``folder``, all profiles."""
-    (whole,) = (folder / "whole" / "build").iterdir()
+    metrics = (folder / "whole" / "build").glob("*/*/metrics.json")
+    (whole,) = {path.parent.parent for path in metrics}  # engines of 2f lie beside the profile
     return compare(folder / "killed" / "build" / whole.name, whole)
 
 
