@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e_utils import paths
-from tools.imported_code import code_hash, imported_modules
+from tools.imported_code import borrowed, code_hash, imported_modules, reached
 
 CODE = '''\
 """A module."""
@@ -63,6 +63,50 @@ def test_the_hash_is_the_same_with_every_python() -> None:
 
 def test_code_that_cannot_be_parsed_counts_by_its_text() -> None:
     assert code_hash("x = (") != code_hash("x = [")
+
+
+DEFINITIONS = """\
+import math
+import cmath
+WIDTH, DEPTH = 32, 3
+LOOSE = 1
+CONFIGS = {"quick": 1, "standard": 2}
+size = WIDTH
+class Layer:
+    area = math.pi * WIDTH
+def network(): return [Layer() for _ in range(CONFIGS["quick"])]
+def other(): return cmath.pi
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("DEPTH = 32, 3", "DEPTH = 64, 3", True),  # by way of a class
+        ("import math", "import numpy as math", True),
+        ('"standard": 2', '"standard": 3', True),
+        ('"quick": 1', '"quick": 3', False),
+        ("LOOSE = 1", "LOOSE = 2", False),
+        ("size = WIDTH", "size = 0", False),  # `load_definitions` leaves it out
+        ("cmath.pi", "cmath.e", False),
+    ],
+)
+def test_of_another_script_only_what_a_task_needs_counts(old: str, new: str, counts: bool) -> None:
+    assert old in DEFINITIONS
+    hashes = {
+        reached(source, {"network"}, "standard")
+        for source in (DEFINITIONS, DEFINITIONS.replace(old, new, 1))
+    }
+    assert len(hashes) == 1 + counts
+
+
+def test_names_borrowed_from_another_task() -> None:
+    script = 'OTHER = load_definitions("task")\nx = OTHER.network(OTHER.WIDTH)\n'
+    assert borrowed(script, "task") == {"network", "WIDTH"}
+    assert borrowed(script, "another") is None
+    assert borrowed(script + "look(OTHER)\n", "task") is None  # may take anything
+    whole = [reached(text, None, "standard") for text in (DEFINITIONS, DEFINITIONS + "MORE = 1")]
+    assert whole[0] != whole[1]
 
 
 @pytest.fixture

@@ -307,7 +307,8 @@ def test_the_key_covers_everything_that_results_depend_on(folder: Path, tmp_path
     (tmp_path / TASK / "cmssw").mkdir()
     (tmp_path / TASK / "cmssw" / "core.cc").write_text("int x;")
     keys.append(run_key(TASK, "smoke", "auto"))
-    write_script(script + 'OTHER = load_definitions("task_other")\n')
+    script += 'OTHER = load_definitions("task_other")\nSHARE = OTHER.splits.SHARE\n'
+    write_script(script)
     other = paths.script_path("task_other")
     other.parent.mkdir()
     for text in ("", "from e2e_utils import splits\n"):
@@ -317,6 +318,10 @@ def test_the_key_covers_everything_that_results_depend_on(folder: Path, tmp_path
     keys.append(run_key(TASK, "smoke", "auto"))
     (paths.WEIGHTS / "task_other").mkdir(parents=True)
     (paths.WEIGHTS / "task_other" / "network.safetensors").write_text("weights")
+    assert run_key(TASK, "smoke", "auto") == keys[-1]  # the script does not read it
+    write_script(script + 'FILE = "network.safetensors"\n')
+    keys.append(run_key(TASK, "smoke", "auto"))
+    (paths.WEIGHTS / "task_other" / "network.safetensors").write_text("other weights")
     keys.append(run_key(TASK, "smoke", "auto"))
     sample = tmp_path / "sample.hdf5"
     sample.write_text("events")
@@ -338,7 +343,7 @@ def test_a_change_of_code_makes_only_the_tasks_run_again_that_import_it(
     scripts = {
         TASK: "from data.simulate import jets\n",
         "task_plot": "import e2e_utils.plotting\n",
-        "task_upon": f'TASK = load_definitions("{TASK}")\n',
+        "task_upon": f'TASK = load_definitions("{TASK}")\nTWICE = 2 * TASK.WIDTH\n',
     }
     for task, text in scripts.items():
         paths.script_path(task).parent.mkdir(exist_ok=True)
@@ -362,6 +367,7 @@ def test_a_change_of_code_makes_only_the_tasks_run_again_that_import_it(
     assert rerun("e2e_utils/files.py", "FULL = 28\n") == set(scripts) - {"task_upon"}
     assert rerun(f"{TASK}/{TASK}.py", "# # A better title\n") == {TASK}
     assert rerun(f"{TASK}/{TASK}.py", "WIDTH = 32\n") == {TASK, "task_upon"}
+    assert rerun(f"{TASK}/{TASK}.py", "DEPTH = 3\n") == {TASK}  # nobody else needs it
 
 
 def test_urls_are_data_too_and_count_by_what_their_server_says() -> None:

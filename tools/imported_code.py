@@ -25,7 +25,11 @@ def code_hash(source: str) -> str:
 
 def settled(source: str, profile: str) -> str:
     """`code_hash` of what a run of one profile sees: of CONFIGS only its own entry."""
-    tree = parsed(source)
+    return tree_hash(with_settings(parsed(source), profile))
+
+
+def with_settings(tree: ast.Module, profile: str) -> ast.Module:
+    """The tree with the settings of one profile only."""
     for node in tree.body:
         if (
             isinstance(node, ast.Assign)
@@ -35,7 +39,52 @@ def settled(source: str, profile: str) -> str:
             entries = zip(node.value.keys, node.value.values, strict=True)
             own = [(k, v) for k, v in entries if ast.unparse(k) == repr(profile)]
             node.value = ast.Dict([k for k, _ in own], [v for _, v in own])
+    return tree
+
+
+def borrowed(script: str, task: str) -> set[str] | None:
+    """The names that a script takes from another task's definitions; None: maybe all of them."""
+    tree, names, found = parsed(script), set(), set()
+    for node in tree.body:
+        call = node.value if isinstance(node, ast.Assign) else None
+        if isinstance(call, ast.Call) and ast.unparse(call) == f"load_definitions({task!r})":
+            names |= {ast.unparse(target) for target in node.targets}
+    as_attribute = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in names:
+            found.add(node.attr)
+            as_attribute += 1
+    uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in names]
+    loaded = sum(isinstance(n.ctx, ast.Load) for n in uses)
+    return found if names and loaded == as_attribute else None
+
+
+def reached(source: str, names: set[str] | None, profile: str) -> str:
+    """`settled` of the definitions with these names and of all that they need; None: of all."""
+    tree = with_settings(parsed(source), profile)
+    if names is None:
+        return tree_hash(tree)
+    needed, waiting = set(), set(names)
+    while waiting:
+        needed |= waiting
+        users = [node for node in tree.body if given(node) & waiting]
+        waiting = {n.id for user in users for n in ast.walk(user) if isinstance(n, ast.Name)}
+        waiting -= needed
+    tree.body = [node for node in tree.body if given(node) & needed]
     return tree_hash(tree)
+
+
+def given(statement: ast.stmt) -> set[str]:
+    """The names that a statement defines, if `load_definitions` executes it."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
+    if not isinstance(statement, ast.Assign | ast.AnnAssign):
+        return set()
+    targets = [n for n in ast.walk(statement) if isinstance(getattr(n, "ctx", None), ast.Store)]
+    names = {n.id for n in targets if isinstance(n, ast.Name)}
+    return {name for name in names if name == name.upper()}
 
 
 def tree_hash(tree: ast.AST) -> str:

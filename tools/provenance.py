@@ -14,7 +14,7 @@ from pathlib import Path
 from e2e_utils import paths
 from e2e_utils.errors import InputError
 from e2e_utils.files import sha256
-from tools.imported_code import code_hash, imported_modules, settled
+from tools.imported_code import borrowed, code_hash, imported_modules, reached
 from tools.notebook_outputs import joined
 
 PRODUCT_PATTERNS = ("*.safetensors", "*.onnx", "*.csv")
@@ -58,16 +58,20 @@ def code_state(
 ) -> dict[str, str]:
     """File -> hash of its code, of everything beside the script that a run executes.
 
-    Those are the modules that it imports, and scripts whose definitions it loads with theirs, of
-    their settings only those of its profile. The simulation counts only where events of it may be
-    used.
+    Those are the modules that it imports, and of scripts whose definitions it loads their modules,
+    the definitions that it needs, and the settings of its profile. The simulation counts only
+    where events of it may be used.
     """
+    source = paths.script_path(task).read_text(encoding="utf-8")
     without = SIMULATION if data_source == "official" or data else None
     code = imported_modules(paths.script_path(task), without)
     for other in upstream_tasks(task):
         script = paths.script_path(other)
         code |= imported_modules(script, SIMULATION)
-        code[f"{other}/{script.name}"] = settled(script.read_text(encoding="utf-8"), profile)
+        needed = borrowed(source, other)
+        code[f"{other}/{script.name}"] = reached(
+            script.read_text(encoding="utf-8"), needed, profile
+        )
     return dict(sorted(code.items()))
 
 
@@ -163,8 +167,19 @@ def run_key(
 
 
 def combined(profile: str, data: str, sources: str, code: dict[str, str], task: str) -> str:
-    """16 hex digits over the parts of a run's key, and over the networks that a task builds on."""
-    upstream = [product_hashes(paths.WEIGHTS / other) for other in upstream_tasks(task)]
+    """16 hex digits over the parts of a run's key, and over the networks that a task builds on.
+
+    Those are products of other tasks that its script calls by their file names.
+    """
+    script = paths.script_path(task).read_text(encoding="utf-8")
+    upstream = [
+        {
+            name: digest
+            for name, digest in product_hashes(paths.WEIGHTS / other).items()
+            if name in script
+        }
+        for other in upstream_tasks(task)
+    ]
     parts = [profile, data, sources, json.dumps(code), json.dumps(upstream)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
