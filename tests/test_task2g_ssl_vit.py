@@ -260,7 +260,7 @@ def test_the_transformer_does_not_hear_padding(notebook):
     torch.testing.assert_close(few(x), more.eval()(x))
 
 
-@pytest.mark.parametrize("arm", ["scratch", "vit_scratch", "shapes"])
+@pytest.mark.parametrize("arm", ["scratch_one", "vit_scratch", "shapes"])
 def test_networks_reach_all_their_weights(notebook, arm):
     torch.manual_seed(0)
     model = notebook.empty_network(arm)
@@ -279,7 +279,7 @@ def test_resnet_has_fifteen_convolutions(notebook):
     assert sum(m.kernel_size == (3, 3) for m in kernels) == 15
 
 
-@pytest.mark.parametrize("arm", ["scratch", "vit_scratch", "shapes"])
+@pytest.mark.parametrize("arm", ["scratch_one", "vit_scratch", "shapes"])
 def test_one_batch_is_memorised(notebook, arm):
     torch.manual_seed(0)
     model, rows = notebook.empty_network(arm).train(), notebook.splits.train[:16]
@@ -312,7 +312,7 @@ def test_draws_are_disjoint_training_jets_of_both_classes(notebook):
 
 
 def test_more_compute_is_that_of_both_trainings_or_ten_times_as_long(notebook):
-    job = notebook.Job("scratch", 0, 0, 0, 1e-3, 10)
+    job = notebook.Job("scratch_one", 0, 0, 0, 1e-3, 10)
     assert notebook.longer(job).updates == 10 + 2 * notebook.CONFIG.passes * 40 // 8
     assert notebook.longer(job._replace(count=8)).updates == 100
 
@@ -334,7 +334,7 @@ def test_trainings_with_labels_drop_no_hits(notebook, monkeypatch):
         return towers_of(sample, rows, views, rng)
 
     monkeypatch.setattr(notebook, "towers_of", recorded)
-    notebook.run_job(notebook.Job("scratch", 0, 0, 0, 1e-3, 5))
+    notebook.run_job(notebook.Job("scratch_one", 0, 0, 0, 1e-3, 5))
     assert seen == {notebook.AS_IT_IS, notebook.Views(dropout=0.0)}
 
 
@@ -345,7 +345,7 @@ def test_fine_tuning_starts_from_its_own_pretraining_at_a_tenth_of_the_rate(note
     encoder = notebook.ResNet15()
     notebook.pretrained = {job: (None, notebook.as_arrays(encoder))}
     notebook.plan = {"resnet": [None, job]}
-    job = notebook.Job("finetuned", 8, 1, 0, 1e-2, 4)
+    job = notebook.Job("finetuned_tenth", 8, 1, 0, 1e-2, 4)
     model = notebook.new_network(job)
     assert_same_weights(notebook.as_arrays(model.encoder), notebook.as_arrays(encoder))
     notebook.finetune(job, model)
@@ -377,7 +377,7 @@ def test_interrupted_pretraining_continues_exactly(notebook):
 
 
 def test_interrupted_finetuning_continues_exactly(notebook):
-    folder, job = notebook.run.directory, notebook.Job("scratch", 0, 0, 0, 1e-3, 5)
+    folder, job = notebook.run.directory, notebook.Job("scratch_one", 0, 0, 0, 1e-3, 5)
 
     def training(name: str) -> dict[str, np.ndarray]:
         notebook.run.directory = folder / name
@@ -420,7 +420,7 @@ def test_draws_with_one_pre_training_count_once(notebook):
 # Export and the split
 
 
-@pytest.mark.parametrize("arm", ["scratch", "vit_scratch"])
+@pytest.mark.parametrize("arm", ["scratch_one", "vit_scratch"])
 def test_export_takes_raw_images(notebook, tmp_path, arm):
     torch.manual_seed(0)
     network = notebook.empty_network(arm)

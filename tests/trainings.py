@@ -97,7 +97,7 @@ def mass(folder: Path) -> Training:
 def self_supervision(folder: Path, labels: bool = False) -> Training:
     notebook = notebook_of(test_task2g_ssl_vit, folder)
     if labels:
-        return notebook, lambda: notebook.run_job(notebook.Job("scratch", 0, 0, 0, 1e-3, 4))[1]
+        return notebook, lambda: notebook.run_job(notebook.Job("scratch_one", 0, 0, 0, 1e-3, 4))[1]
     job = notebook.PreTraining("resnet", 0, 40, 2)
     return notebook, lambda: notebook.run_pretraining(job)[1]
 
