@@ -1469,8 +1469,12 @@ if probes:
 
 # %%
 def lead(other: str, count: int = 0, metric: str = "roc_auc", arm: str = "finetuned") -> str:
-    """▲ where the fine-tuned ResNet is better than an arm by more than the interval, ▼ or = else."""
-    return results[metric, count, judge].mark(arm, other)
+    """▲ where the fine-tuned ResNet is better than an arm by more than the interval, ▼ or = else.
+
+    Nothing where a profile does not have this number of labels.
+    """
+    comparison = results.get((metric, count, judge))
+    return comparison.mark(arm, other) if comparison else ""
 
 
 def three(arm: str, other: str, count: int = 0) -> str:
