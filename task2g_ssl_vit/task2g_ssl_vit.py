@@ -1666,7 +1666,7 @@ metrics = run.save_metrics(
 #
 # **All labels.** At a tenth the head has to be fast so that the encoder learns at all; a common rate is better for both starts.
 # Then the pre-trained one helps in $m$ and $p_T$. In an earlier run, on another machine and at a lower rate, it also had a better
-# AUC by 0.002; in this one it has not. So the gain in AUC is not larger than what the choice of a rate does.
+# AUC; in this one it has not. So the gain in AUC is not larger than what the choice of a rate does.
 # Against scratch of equal total compute it has lost: that one spends it on the labelled jets and is better in $m$ and
 # $p_T$. Here pre-training does not pay for a single network on all labels.
 #
