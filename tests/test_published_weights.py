@@ -56,7 +56,7 @@ def encoder_2g(task: ModuleType, card: Card) -> nn.Module:
 
 
 def network_2i(task: ModuleType, _: Card) -> nn.Module:
-    return task.TASK2G.JetNetwork(task.TASK2G.ResNet15())
+    return task.TASK2G.JetNetwork(task.TASK2G.TowerTransformer())
 
 
 def of_latents(name: str) -> Callable[[ModuleType, Card], nn.Module]:

@@ -30,7 +30,9 @@ BASELINES = {
     ("task2c_sparse_vae", "scratch"): "taught by a teacher, not pre-trained, not pruned",
     ("task2d_diffusion", "independent"): "towers drawn independently",
     ("task2f_cmssw_inference", "session_per_event"): "a new ONNX session for every event",
-    ("task2i_foundation", "longer"): "supervised network, trained longer",
+    ("task2i_foundation", "longer"): "convolution, labels only, trained longer",
+    ("task2i_foundation", "variational_expert"): "variational encoder, trained on with labels",
+    ("task2i_foundation", "scratch"): "transformer, labels only, trained as long",
     ("task2j_symmetry", "matrix_exponential"): "linear flow exp(tG) in latent space",
 }
 SHORT_TITLES = {
