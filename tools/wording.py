@@ -31,7 +31,6 @@ BASELINES = {
     ("task2d_diffusion", "independent"): "towers drawn independently",
     ("task2f_cmssw_inference", "session_per_event"): "a new ONNX session for every event",
     ("task2i_foundation", "longer"): "convolution, labels only, trained longer",
-    ("task2i_foundation", "variational_expert"): "variational encoder, trained on with labels",
     ("task2i_foundation", "scratch"): "transformer, labels only, trained as long",
     ("task2j_symmetry", "matrix_exponential"): "linear flow exp(tG) in latent space",
 }
